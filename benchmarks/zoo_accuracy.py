@@ -1,0 +1,30 @@
+"""What do the committed checkpoints reach on their test split, in float and in int8?"""
+
+from __future__ import annotations
+
+from tinyml_edu import data, train, zoo
+from tinyml_edu.quantization import quantize
+
+CALIBRATION_IMAGES = 512
+
+
+def figures() -> dict[str, tuple[float, str]]:
+    """Evaluate every checkpoint whose data set is here; prints a table."""
+    results: dict[str, tuple[float, str]] = {}
+    print(f"{'checkpoint':22} {'float':>7} {'int8':>7}")
+    for name in zoo.names():
+        network, card = zoo.load(name)
+        if not data.is_available(card["data"]):
+            print(f"{name:22} skipped: {card['data']} is not here (tinyml data get {card['data']})")
+            continue
+        test = data.load(card["data"], "test")
+        calibration = data.to_tensor(data.load(card["data"], "train").x[:CALIBRATION_IMAGES])
+        quantized = quantize(network, calibration=calibration)
+        x = data.to_tensor(test.x).numpy().transpose(0, 2, 3, 1)
+        accuracy, int8 = train.evaluate(network, test), quantized.evaluate(x, test.y)
+        print(f"{name:22} {accuracy:7.4f} {int8:7.4f}")
+        results |= {
+            f"zoo.{name}.accuracy": (accuracy, "fraction"),
+            f"quantization.{name}.w8a8.drop": (accuracy - int8, "fraction"),
+        }
+    return results

@@ -1,0 +1,183 @@
+"""Bad input: one clear line on stderr, exit code 1 or 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tinyml_edu import zoo
+from tinyml_edu.cli import main
+
+MODEL = "resnet8.glyphs32"
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Call ``tinyml`` in this process and return (exit code, last line of stderr, all of stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tinyml", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        error = capsys.readouterr().err
+        return int(stop.value.code or 0), (error.strip().splitlines() or [""])[-1], error
+
+    return call
+
+
+def assert_clear(result, code, *words):
+    """One line that names the trouble and the next step."""
+    got, last, everything = result
+    assert got == code, everything
+    assert "Traceback" not in everything
+    for word in words:
+        assert word in last, last
+    assert last.startswith("error: ")
+    assert "internal error" not in last
+
+
+def test_unknown_board_suggests_a_known_one(cli, tmp_path):
+    out = tmp_path / "out"
+    assert_clear(cli("deploy", MODEL, "--board", "stm32f421", "--out", out), 2, "stm32f421", "stm32f412")
+    assert not out.exists()
+
+
+def test_unknown_data_set(cli):
+    assert_clear(cli("data", "get", "cifar11"), 2, "cifar11", "cifar10")
+
+
+def test_unknown_model(cli):
+    assert_clear(cli("profile", "resnet8.glyphs23"), 2, "resnet8.glyphs23", "resnet8.glyphs32")
+
+
+def test_unknown_demo_data(cli, tmp_path):
+    assert_clear(cli("demo", "--data", "mnist", "--out", tmp_path / "o"), 2, "mnist", "glyphs32")
+    assert not (tmp_path / "o").exists()
+
+
+def test_unknown_demo_board(cli, tmp_path):
+    assert_clear(cli("demo", "--board", "esp32", "--out", tmp_path / "o"), 2, "esp32")
+    assert not (tmp_path / "o").exists()
+
+
+def test_unknown_lab(cli):
+    assert_clear(cli("lab", "check", "lab99"), 2, "lab99", "lab00")
+
+
+def test_unknown_planner(cli, tmp_path):
+    out = tmp_path / "out"
+    result = cli("deploy", MODEL, "--board", "stm32f412", "--out", out, "--planner", "greedi")
+    assert_clear(result, 2, "greedi", "greedy")
+    assert not out.exists()
+
+
+def test_patches_are_refused_for_now(cli, tmp_path):
+    out = tmp_path / "out"
+    result = cli("deploy", MODEL, "--board", "stm32f412", "--out", out, "--patch", "2x2@3")
+    assert_clear(result, 2, "patch")
+    assert not out.exists()
+
+
+def test_a_model_that_does_not_fit_names_the_bytes(cli, tmp_path):
+    out = tmp_path / "out"
+    result = cli("deploy", MODEL, "--board", "stm32f103", "--out", out)
+    assert_clear(result, 1, "stm32f103", "bytes")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_model_file(cli):
+    assert_clear(cli("profile", "nowhere.tflite"), 1, "nowhere.tflite")
+    assert_clear(cli("profile", "nowhere.safetensors"), 1, "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a flatbuffer", bytes(range(256)) * 8])
+def test_a_corrupt_tflite_file(cli, tmp_path, content):
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(content)
+    assert_clear(cli("plan", path), 1, "broken.tflite")
+
+
+@pytest.mark.parametrize("content", [b"", b'\x10\0\0\0\0\0\0\0{"a": 1}       ', b"x" * 4096])
+def test_a_corrupt_checkpoint_file(cli, tmp_path, content):
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(content)
+    assert_clear(cli("profile", path), 1, "broken.safetensors")
+
+
+def test_a_corrupt_zoo_checkpoint(cli, tmp_path, monkeypatch):
+    for file in zoo.DIRECTORY.iterdir():
+        if file.name.startswith(MODEL):
+            content = bytearray(file.read_bytes())
+            if file.suffix == ".safetensors":
+                content[len(content) // 2] ^= 1
+            (tmp_path / file.name).write_bytes(content)
+    monkeypatch.setattr(zoo, "DIRECTORY", tmp_path)
+    assert_clear(cli("profile", MODEL), 1, "sha256")
+
+
+def test_no_network_and_no_data_names_the_stand_in(cli, tmp_path, monkeypatch):
+    monkeypatch.delenv("TINYML_EDU_DATA", raising=False)
+    monkeypatch.setenv("TINYML_EDU_CACHE", str(tmp_path))
+    monkeypatch.setenv("TINYML_EDU_OFFLINE", "1")
+    assert_clear(cli("data", "get", "cifar10"), 1, "cifar10", "glyphs32")
+
+
+def test_a_network_that_refuses_names_the_stand_in(cli, tmp_path, monkeypatch):
+    monkeypatch.delenv("TINYML_EDU_DATA", raising=False)
+    monkeypatch.delenv("TINYML_EDU_OFFLINE", raising=False)
+    monkeypatch.setenv("TINYML_EDU_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert_clear(cli("data", "get", "cifar10"), 1, "cifar10", "glyphs32")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size]
+
+
+@pytest.mark.c
+def test_inputs_that_do_not_match(cli, tmp_path):
+    assert_clear(cli("run", tmp_path / "nowhere", "--input", tmp_path / "x.npy"), 1, "nowhere")
+
+
+@pytest.mark.c
+def test_bad_input_files_of_run(cli, tmp_path):
+    monkey = tmp_path / "project"
+    assert cli("deploy", MODEL, "--board", "stm32f412", "--out", monkey)[0] == 0
+    x = tmp_path / "x.npy"
+    y = tmp_path / "y.npy"
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "x.npy")
+    x.write_bytes(b"no array")
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "x.npy")
+    np.save(x, np.zeros((2, 5, 5, 3), np.int8))
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "shape")
+    np.save(x, np.full((1, 32, 32, 3), np.nan, np.float32))
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "finite")
+    assert not y.exists()
+
+
+def test_no_compiler_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['ziglang'] = None\n"
+        "from tinyml_edu.cli import main\n"
+        f"sys.argv = ['tinyml', 'deploy', {MODEL!r}, '--board', 'rp2040', '--out', {str(tmp_path / 'o')!r}]"
+        "\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "pip install 'tinyml_edu[mcu]'" in result.stderr.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tinyml", "--debug", "profile", "nowhere.tflite"])
+    with pytest.raises(Exception, match="nowhere"):
+        main()
+
+
+def test_wrong_usage_is_exit_code_2(cli):
+    assert cli("deploy")[0] == 2
+    assert cli("no-such-command")[0] == 2

@@ -1,0 +1,133 @@
+"""A writer of small int8 .tflite files and a runner for them: LiteRT's reference kernels as an oracle.
+
+The writer shares no code with the reader under test: it uses LiteRT's own schema bindings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+TYPES = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32}
+ACTIVATIONS = {
+    "none": schema.ActivationFunctionType.NONE,
+    "relu": schema.ActivationFunctionType.RELU,
+    "relu6": schema.ActivationFunctionType.RELU6,
+}
+
+
+class ModelWriter:
+    """Collect tensors and operators, then `pack` them into the bytes of a .tflite file."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Any] = []
+        self.operators: list[Any] = []
+        self.codes: list[int] = []
+        self.buffers: list[Any] = [schema.BufferT()]
+
+    def tensor(
+        self,
+        shape: tuple[int, ...],
+        *,
+        scale: float | np.ndarray | None = None,
+        zero_point: int = 0,
+        axis: int = 0,
+        data: np.ndarray | None = None,
+        dtype: str = "int8",
+        name: str | None = None,
+    ) -> int:
+        """Add a tensor; ``scale`` of more than one entry is per channel along ``axis``."""
+        t = schema.TensorT()
+        t.name = name or f"t{len(self.tensors)}"
+        t.shape, t.type, t.buffer = list(shape), TYPES[dtype], 0
+        if scale is not None:
+            scales = np.atleast_1d(np.asarray(scale, np.float32))
+            t.quantization = schema.QuantizationParametersT()
+            t.quantization.scale = scales.tolist()
+            t.quantization.zeroPoint = [zero_point] * scales.size
+            t.quantization.quantizedDimension = axis
+        if data is not None:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(data, dtype).tobytes(), np.uint8)
+            t.buffer = len(self.buffers)
+            self.buffers.append(buffer)
+        self.tensors.append(t)
+        return len(self.tensors) - 1
+
+    def op(self, name: str, inputs: list[int], output: int, options: Any = None) -> int:
+        """Add an operator; ``options`` is an object of the schema such as ``Conv2DOptionsT``."""
+        code = getattr(schema.BuiltinOperator, name)
+        if code not in self.codes:
+            self.codes.append(code)
+        o = schema.OperatorT()
+        o.opcodeIndex, o.inputs, o.outputs = self.codes.index(code), inputs, [output]
+        if options is not None:
+            o.builtinOptions = options
+            o.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__[:-1])
+        self.operators.append(o)
+        return output
+
+    def pack(self, inputs: list[int], outputs: list[int]) -> bytes:
+        graph = schema.SubGraphT()
+        graph.tensors, graph.operators = self.tensors, self.operators
+        graph.inputs, graph.outputs = inputs, outputs
+        model = schema.ModelT()
+        model.version, model.subgraphs, model.buffers = 3, [graph], self.buffers
+        model.operatorCodes = []
+        for code in self.codes:
+            c = schema.OperatorCodeT()
+            c.builtinCode, c.deprecatedBuiltinCode, c.version = code, min(code, 127), 1
+            model.operatorCodes.append(c)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+
+def options(kind: str, **values: Any) -> Any:
+    """Return an options object of the schema, for example ``options("Pool2D", strideH=2)``."""
+    result = getattr(schema, f"{kind}OptionsT")()
+    for key, value in values.items():
+        if not hasattr(result, key):
+            raise AttributeError(f"{kind}Options has no {key}")
+        setattr(result, key, value)
+    return result
+
+
+class Reference:
+    """LiteRT with its reference kernels (no XNNPACK), keeping every tensor."""
+
+    def __init__(self, model: bytes | Path) -> None:
+        content = model if isinstance(model, bytes) else model.read_bytes()
+        self.interpreter = Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+            experimental_preserve_all_tensors=True,
+        )
+        self.interpreter.allocate_tensors()
+
+    def run(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one inference (batch 1) and return every tensor by name."""
+        for detail, value in zip(self.interpreter.get_input_details(), inputs, strict=True):
+            self.interpreter.set_tensor(detail["index"], value)
+        self.interpreter.invoke()
+        return {
+            d["name"]: self.interpreter.get_tensor(d["index"])
+            for d in self.interpreter.get_tensor_details()
+            if d["name"] and d["dtype"] is np.int8
+        }
+
+
+def codes(rng: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Return inputs of ``shape``: uniform, all least, all greatest, and a mix of both ends."""
+    ends = np.array([-128, 127], np.int8)
+    return [
+        rng.integers(-128, 128, shape, dtype=np.int8),
+        np.full(shape, -128, np.int8),
+        np.full(shape, 127, np.int8),
+        rng.choice(ends, shape),
+    ]

@@ -1,0 +1,224 @@
+"""``tinyml profile | plan | deploy | run``: the compiler from a shell."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError
+from .output import JsonOption, console, table, write_json
+from .resolve import MODEL_HELP, resolve_graph
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+BoardOption = Annotated[
+    str, typer.Option("--board", help="The board's name, such as stm32f412; `tinyml doctor` lists them.")
+]
+
+
+class Requant(StrEnum):
+    exact = "exact"
+    fast = "fast"
+
+
+class Optimize(StrEnum):
+    speed = "speed"
+    size = "size"
+
+
+def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
+    """Count parameters, MACs, activation and weight bytes, layer by layer.
+
+    Example: tinyml profile resnet8.glyphs32
+    """
+    from ..profile import profile as profile_graph
+
+    report = profile_graph(resolve_graph(model))
+    values = report.to_dict()
+    table(
+        f"{model}: {values['macs']:,} MACs, {values['parameters']:,} parameters, "
+        f"{values['weight_bytes']:,} B of weights, {values['peak_activation_bytes']:,} B of peak activations",
+        ["layer", "op", "output", "MACs", "parameters", "activation B"],
+        [
+            [
+                r["name"],
+                r["op"],
+                "×".join(map(str, r["output_shape"])),
+                r["macs"],
+                r["parameters"],
+                r["activation_bytes"],
+            ]
+            for r in values["layers"]
+        ],
+    )
+    write_json(json_file, {"model": model, **values})
+
+
+def plan(
+    model: ModelArgument,
+    json_file: JsonOption = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw the memory map over time (PNG).")
+    ] = None,
+) -> None:
+    """Compare the memory planners on one model.
+
+    Example: tinyml plan vww_96_int8.tflite --picture map.png
+    """
+    from ..mcu import planning
+
+    graph = resolve_graph(model)
+    plans = {name: planning.plan(graph, planner=name) for name in planning.PLANNERS}
+    best = min(plans.values(), key=lambda p: p.arena_bytes)
+    table(
+        f"{model}: no plan can need less than {best.lower_bound_bytes:,} B",
+        ["planner", "arena B", "× bound", "proven optimal", "seconds"],
+        [
+            [n, p.arena_bytes, p.arena_bytes / p.lower_bound_bytes, p.proven_optimal, p.seconds]
+            for n, p in plans.items()
+        ],
+    )
+    if picture is not None:
+        from .. import plots
+
+        plots.memory_map(best).savefig(picture, dpi=120)
+        console().print(f"memory map: {picture}")
+    write_json(
+        json_file,
+        {
+            "model": model,
+            "lower_bound_bytes": best.lower_bound_bytes,
+            "planners": {
+                n: {"arena_bytes": p.arena_bytes, "seconds": p.seconds, "proven_optimal": p.proven_optimal}
+                for n, p in plans.items()
+            },
+        },
+    )
+
+
+def deploy(
+    model: ModelArgument,
+    board: BoardOption,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the C project and the firmware go.")
+    ],
+    requant: Annotated[
+        Requant, typer.Option(help="exact: TensorFlow Lite's rounding; fast: one rounding.")
+    ] = Requant.exact,
+    optimize: Annotated[Optimize, typer.Option(help="Aim of the C compiler.")] = Optimize.speed,
+    planner: Annotated[str, typer.Option(help="A memory planner of `tinyml plan`, or best.")] = "best",
+    patch: Annotated[str, typer.Option(help="Patch-based inference; only none so far.")] = "none",
+    json_file: JsonOption = None,
+) -> None:
+    """Compile a model for a board: C project, firmware, and a report measured on the emulated core.
+
+    Example: tinyml deploy kws_ref_model.tflite --board stm32f412 --out kws
+    """
+    from .. import mcu
+
+    deployment = mcu.deploy(
+        resolve_graph(model),
+        board,
+        out,
+        requant=requant.value,
+        optimize=optimize.value,
+        planner=planner,
+        patch=patch,
+    )
+    report = {**deployment.report, "model": model}
+    table(
+        f"{model} on {report['board']} ({report['core']})",
+        ["layer", "op", "MACs", "instructions", "instructions / MAC"],
+        [
+            [
+                r["name"],
+                r["op"],
+                r["macs"],
+                r["instructions"],
+                r["instructions"] / r["macs"] if r["macs"] else None,
+            ]
+            for r in report["layers"]
+        ],
+    )
+    table(
+        "Memory, bytes",
+        ["SRAM", "", "flash", " "],
+        _pair_up(report["sram_bytes"], report["flash_bytes"]),
+    )
+    console().print(
+        f"arena {report['arena_bytes']:,} B, lower bound {report['lower_bound_bytes']:,} B; "
+        f"{sum(r['instructions'] for r in report['layers']):,} instructions in the layers; project in {out}"
+    )
+    write_json(json_file, report)
+
+
+def _pair_up(left: dict[str, int], right: dict[str, int]) -> list[list[object]]:
+    a, b = list(left.items()), list(right.items())
+    size = max(len(a), len(b))
+    a += [("", "")] * (size - len(a))  # type: ignore[list-item]
+    b += [("", "")] * (size - len(b))  # type: ignore[list-item]
+    return [[*x, *y] for x, y in zip(a, b, strict=True)]
+
+
+def run(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `tinyml deploy` wrote.")],
+    input_file: Annotated[
+        Path, typer.Option("--input", metavar="X.npy", help="int8 codes or floats, batch first, N H W C.")
+    ],
+    output_file: Annotated[
+        Path | None, typer.Option("--output", metavar="Y.npy", help="int8 codes go here.")
+    ] = None,
+    emulate: Annotated[
+        bool, typer.Option("--emulate/--host", help="The emulated board, or the same C on this computer.")
+    ] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Run a deployed model on inputs from a file.
+
+    Example: tinyml run kws --input x.npy --output y.npy --emulate
+    """
+    from ..mcu import Deployment
+
+    result = Deployment.load(directory).run(_read_array(input_file), target="emulate" if emulate else "host")
+    if output_file is not None:
+        _write_array(output_file, result.outputs)
+    values = {
+        "instructions": result.instructions,
+        "estimated_cycles": result.estimated_cycles,
+        "estimated_ms": result.estimated_ms,
+        "stack_bytes": result.stack_bytes,
+        "layers": result.layers,
+    }
+    if emulate:
+        console().print(
+            f"{len(result.outputs)} inferences, each {result.instructions:,} instructions, "
+            f"{result.estimated_cycles:,} cycles, {result.estimated_ms:.2f} ms; stack {result.stack_bytes} B"
+        )
+    else:
+        console().print(f"{len(result.outputs)} inferences on this computer")
+    write_json(json_file, values)
+
+
+def _read_array(path: Path):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"no file {path}; save the input with numpy.save") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} is not a .npy array; save the input with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} holds several arrays; save one with numpy.save")
+    return array
+
+
+def _write_array(path: Path, array) -> None:  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.replace(path)

@@ -1,0 +1,23 @@
+"""The graph shared by all topics: NumPy only, below everything that handles networks."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=[
+        "attrs",
+        "execute",
+        "fixed_point",
+        "float_kernels",
+        "graph",
+        "integer_kernels",
+        "ops",
+        "tflite",
+    ],
+    attributes={
+        "graph": ["Graph", "GraphError", "Kind", "Node", "Quant", "Tensor"],
+        "ops": ["OPS", "macs"],
+        "execute": ["run"],
+        "tflite": ["read_tflite"],
+    },
+)

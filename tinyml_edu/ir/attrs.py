@@ -1,0 +1,79 @@
+"""Attributes of each op.  Sizes and strides are (height, width); paddings are in elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ACTIVATIONS = ("none", "relu", "relu6")
+
+
+@dataclass(frozen=True)
+class Conv2D:
+    """CONV_2D, inputs (x, w, bias): x (N, H, W, I), w (O, KH, KW, I), bias (O,).
+
+    ``padding`` is (top, left, bottom, right) and explicit; a negative value crops.  Padding stands
+    for real 0, that is the zero point.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class DepthwiseConv2D(Conv2D):
+    """DEPTHWISE_CONV_2D, inputs (x, w, bias): w (1, KH, KW, C·M), output channel c·M + m reads channel c."""
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """FULLY_CONNECTED, inputs (x, w, bias): x (N, I), w (O, I), bias (O,)."""
+
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Add:
+    """ADD of two tensors of one shape."""
+
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Pool2D:
+    """AVERAGE_POOL_2D and MAX_POOL_2D; padding (top, left, bottom, right) does not enter the result."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """MEAN over ``axes`` (of the input, batch is axis 0)."""
+
+    axes: tuple[int, ...]
+    keepdims: bool = False
+
+
+@dataclass(frozen=True)
+class Pad:
+    """PAD: ``padding`` holds (before, after) for each axis; the value is real 0."""
+
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """RESHAPE to ``shape``, batch included."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """SOFTMAX over the last axis of ``beta * x``."""
+
+    beta: float = 1.0

@@ -1,0 +1,183 @@
+"""Code generator: an int8 graph and its memory plan become a C99 project that builds on its own.
+
+`generate` returns every file as text and derives no number: multipliers, shifts, clamps and tables come from
+`ir.int_params`, offsets from the plan.  What one node becomes is in `cgen_layers`; Makefile, README and the example
+program are templates in ``project/``, the kernels are copied from ``runtime/``.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from string import Template
+
+import numpy as np
+
+from ..errors import UnknownNameError, UnsupportedOpError, UsageError
+from ..ir.fixed_point import REQUANT_MODES
+from ..ir.graph import Graph, Kind
+from ..ir.ops import macs
+from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
+from .planning import Plan, aliases, verify
+
+OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
+
+_RUNTIME = files("tinyml_edu.mcu") / "runtime"
+_PROJECT = files("tinyml_edu.mcu") / "project"
+
+
+def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
+    """Return the generated project, file name to text.
+
+    Parameters
+    ----------
+    graph : Graph
+        An int8 graph with one input and one output.
+    plan : Plan
+        Offsets of every activation of this graph.
+    requant : {"exact", "fast"}
+        Rounding of convolutions, ADD and MEAN: TensorFlow Lite's, or once everywhere.
+    optimize : {"speed", "size"}
+        What the generated Makefile asks of the compiler.
+
+    Returns
+    -------
+    dict of str to str
+        ``model.c``, ``model.h``, ``te_config.h``, the runtime's headers and the kernels that the network uses,
+        ``Makefile``, ``README.md`` and ``example/run.c``.
+
+    Raises
+    ------
+    UnsupportedOpError
+        If a node's op or layout has no C kernel.
+    UsageError
+        If the graph is not int8 or does not have exactly one input and one output, or the plan is another
+        graph's.
+    """
+    if requant not in REQUANT_MODES:
+        raise UnknownNameError("requantization", requant, REQUANT_MODES)
+    if optimize not in OPTIMIZE_FLAGS:
+        raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
+    _check(graph, plan)
+    emitter = Emitter(graph, plan.offsets, aliases(graph))
+    layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
+    fields = _fields(graph, plan, layers, requant, optimize)
+    result = {
+        "model.c": _model_c(graph, plan, layers),
+        "model.h": Template(_read(_PROJECT / "model.h.in")).substitute(fields),
+        "te_config.h": re.sub(
+            r"(#define TE_REQUANT_FAST) \d", rf"\1 {int(requant == 'fast')}", _read(_RUNTIME / "te_config.h")
+        ),
+        "Makefile": Template(_read(_PROJECT / "Makefile.in")).substitute(fields),
+        "README.md": Template(_read(_PROJECT / "README.md.in")).substitute(fields),
+        "example/run.c": _read(_PROJECT / "example" / "run.c"),
+    }
+    return _runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)]) | result
+
+
+def layer_symbols(graph: Graph) -> dict[str, str]:
+    """Return the C function of each node, by node name; a RESHAPE that is an alias has none."""
+    root = aliases(graph)
+    return {
+        node.name: f"model_layer_{i}"
+        for i, node in enumerate(graph.nodes)
+        if root[node.outputs[0]] == node.outputs[0]
+    }
+
+
+def _check(graph: Graph, plan: Plan) -> None:
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UsageError(
+            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; generated code has one of"
+            " each: cut the network into parts with one input and one output"
+        )
+    for tensor in graph.tensors.values():
+        if tensor.kind is Kind.VARIABLE:
+            raise UnsupportedOpError(f"{tensor.name!r} is a variable; generated code only infers, freeze it first")
+        if tensor.kind is not Kind.CONSTANT and tensor.dtype != "int8":
+            raise UsageError(
+                f"{tensor.name!r} is {tensor.dtype}; C is generated from int8 graphs: quantize the network first"
+            )
+    for node in graph.nodes:
+        if node.op not in EMITTERS:
+            raise UnsupportedOpError(f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}")
+    missing = [name for name in aliases(graph) if name not in plan.offsets]
+    if missing:
+        raise UsageError(f"the plan has no offset for {missing[0]!r}; make it with planning.plan(graph)")
+    verify(plan)
+
+
+def _read(path) -> str:  # type: ignore[no-untyped-def]  # an importlib Traversable
+    return path.read_text(encoding="utf-8")
+
+
+def _runtime_files(names: list[str]) -> dict[str, str]:
+    """Return the named runtime files and, transitively, the headers that they include."""
+    result: dict[str, str] = {}
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        if name not in result:
+            result[name] = _read(_RUNTIME / name)
+            queue += re.findall(r'^#include "(\w+\.h)"', result[name], re.MULTILINE)
+    return dict(sorted(result.items()))
+
+
+def _c_float(value: float) -> str:
+    text = f"{np.float32(value):.9g}"
+    return (text if re.search(r"[.e]", text) else text + ".0") + "f"
+
+
+def _fields(graph: Graph, plan: Plan, layers: list[Layer], requant: str, optimize: str) -> dict[str, object]:
+    """Return what the templates name."""
+    result: dict[str, object] = {
+        "name": comment_text(graph.name),
+        "arena_bytes": plan.arena_bytes,
+        "lower_bound_bytes": plan.lower_bound_bytes,
+        "requant": requant,
+        "optimize": optimize,
+        "optimize_flag": OPTIMIZE_FLAGS[optimize],
+        "macs": f"{sum(macs(graph).values()):,}",
+        "weight_bytes": f"{sum(layer.constant_bytes for layer in layers):,}",
+        "layer_table": "\n".join(
+            f"| `{layer.symbol}` | {layer.op} | {layer.shapes} | `{layer.kernel}` |" for layer in layers
+        ),
+        "kernels": " ".join(sorted({f"{layer.kernel}.c" for layer in layers})),
+    }
+    for role, name in (("input", graph.inputs[0]), ("output", graph.outputs[0])):
+        tensor = graph[name]
+        if tensor.quant is None:
+            raise UsageError(f"the {role} {name!r} has no scale; quantize the graph first")
+        scale, zero_point = tensor.quant.item()
+        result |= {
+            f"{role}_shape": tensor.shape,
+            f"{role}_count": tensor.nbytes,
+            f"{role}_scale": _c_float(scale),
+            f"{role}_zero_point": zero_point,
+            f"{role}_offset": plan.offsets[name],
+        }
+    return result
+
+
+def _model_c(graph: Graph, plan: Plan, layers: list[Layer]) -> str:
+    calls = "".join(f"    TE_LAYER({layer.symbol}());\n" for layer in layers)
+    declarations = "".join(f"te_status {layer.symbol}(void);\n" for layer in layers)
+    return Template(_read(_PROJECT / "model.c.in")).substitute(
+        name=comment_text(graph.name),
+        arena_bytes=plan.arena_bytes,
+        memory_map=_memory_map(graph, plan),
+        declarations=declarations,
+        layers="\n".join(layer.text for layer in layers),
+        calls=calls,
+    )
+
+
+def _memory_map(graph: Graph, plan: Plan) -> str:
+    """Return one comment line a buffer: offset, size, the nodes at which it is live, tensor, shape."""
+    rows = []
+    for b in sorted(plan.buffers, key=lambda b: (b.first, plan.offsets[b.name])):
+        shape = graph[b.name].shape if b.name in graph.tensors else ""
+        rows.append(
+            f" *   {plan.offsets[b.name]:>8}  {b.size_bytes:>8}  {b.first:>4}..{b.last:<4} {comment_text(b.name)} {shape}"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,15 @@
+/* Build options of the runtime.  The code generator writes this file anew for each project; this copy holds the
+ * defaults, so that the runtime also compiles on its own.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef TE_CONFIG_H
+#define TE_CONFIG_H
+
+/* 0: convolutions and ADD round twice, as TensorFlow Lite's reference kernels do ("exact").
+ * 1: every op rounds once, which saves instructions and differs by at most one code a layer ("fast"). */
+#ifndef TE_REQUANT_FAST
+#define TE_REQUANT_FAST 0
+#endif
+
+#endif
