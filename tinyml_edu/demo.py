@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .quantization import QuantizedModel
 
 DATASETS = ("glyphs32", "cifar10")
-KEEP = 0.375  # share of the channels that structural pruning keeps in every layer
+REMOVED = 0.625  # share of the channels that structural pruning takes out of every layer
 FINE_TUNE_EPOCHS = 1
 DISTIL_EPOCHS = 3
 CALIBRATION_IMAGES = 512
@@ -107,8 +107,8 @@ def _shrink_and_train(
     from . import data, distillation, pruning, train
 
     example = data.to_tensor(splits["test"].x[:1])
-    student = pruning.shrink(teacher, example, KEEP)
-    steps.append(_step(f"pruned to {KEEP:.1%} of the channels", student, splits["test"]))
+    student = pruning.shrink(teacher, example, REMOVED)
+    steps.append(_step(f"pruned, {REMOVED:.1%} of the channels out", student, splits["test"]))
     say("2  pruned; fine-tuning, then distilling from the network before pruning")
     tune = train.TrainConfig(epochs=FINE_TUNE_EPOCHS, seed=SEED)
     train.fit(student, splits["train"], splits["validation"], tune)

@@ -213,6 +213,68 @@ def pareto_front(
 
 
 @_styled
+def layer_costs(profile: Any) -> Figure:
+    """Plot weights, MACs and live activations of each layer side by side, one row a layer, first on top.
+
+    Parameters
+    ----------
+    profile : tinyml_edu.profile.ModelProfile
+        Its ``rows`` are used; layers without parameters and MACs are left out.
+    """
+    rows = [row for row in profile.rows if row.macs]
+    panels = (
+        ("parameters", "parameters", BLUE),
+        ("macs", "MACs", ORANGE),
+        ("live_elements", "live activations (elements)", GREEN),
+    )
+    figure, axes = new_figure(
+        3,
+        width=8.4,
+        height=1.2 + 0.27 * len(rows),
+        alt="Costs of each layer of "
+        + f"{profile.name}; "
+        + "; ".join(
+            f"most {title} in {max(rows, key=lambda r: getattr(r, field)).name}" for field, title, _ in panels
+        )
+        + ".",
+    )
+    from matplotlib.ticker import EngFormatter
+
+    for ax, (field, title, color) in zip(axes, panels):
+        ax.barh(range(len(rows)), [getattr(row, field) for row in rows], color=color)
+        ax.set_yticks(range(len(rows)), [row.name for row in rows] if ax is axes[0] else [""] * len(rows))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.set_title(title)
+    return figure
+
+
+@_styled
+def bars(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], *, x_label: str, log: bool = False
+) -> Figure:
+    """Plot horizontal bars, one group for each name, one bar in a group for each series."""
+    figure, (axes,) = new_figure(
+        height=1.1 + 0.3 * len(names) * max(1, len(series)) ** 0.7,
+        alt=f"{x_label}: {', '.join(series)} for {', '.join(names)}.",
+    )
+    tall = 0.8 / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        places = np.arange(len(names)) + (i - (len(series) - 1) / 2) * tall
+        axes.barh(places, values, height=tall * 0.92, color=PALETTE[i % len(PALETTE)], label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    if log:
+        axes.set_xscale("log")
+    axes.set_xlabel(x_label)
+    if len(series) > 1:
+        figure.legend(loc="outside upper right", ncols=len(series))
+    return figure
+
+
+@_styled
 def live_memory(
     steps: Sequence[str], live_bytes: Sequence[float], *, budget_bytes: float | None = None
 ) -> Figure:

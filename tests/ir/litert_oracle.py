@@ -13,7 +13,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-TYPES = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32}
+TYPES = {
+    "int8": schema.TensorType.INT8,
+    "int32": schema.TensorType.INT32,
+    "float32": schema.TensorType.FLOAT32,
+}
 ACTIVATIONS = {
     "none": schema.ActivationFunctionType.NONE,
     "relu": schema.ActivationFunctionType.RELU,

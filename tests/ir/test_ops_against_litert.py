@@ -14,6 +14,7 @@ pytest.importorskip("tflite", reason="reading .tflite needs the tflite package")
 from litert_oracle import ACTIVATIONS, ModelWriter, Reference, codes, options
 
 from tinyml_edu import ir
+from tinyml_edu.ir import fixed_point, integer_kernels
 
 FAST_CASES, SLOW_CASES = 30, 400
 
@@ -37,7 +38,7 @@ def _weight_scales(rng: np.random.Generator, channels: int) -> np.ndarray:
     if rng.random() < 0.25:
         return np.array([_scale(rng)])
     scales = np.array([_scale(rng, 1e-4, 1e-1) for _ in range(channels)], np.float32)
-    if rng.random() < 0.25:
+    if channels > 1 and rng.random() < 0.25:
         scales[rng.integers(channels)] = 1e-16
     return scales
 
@@ -80,7 +81,9 @@ def _image_case(rng: np.random.Generator) -> tuple[dict, int, int, tuple[int, in
     return slide, h, w, kernel, out
 
 
-def _bias(rng: np.random.Generator, m: ModelWriter, channels: int, fan_in: int, scale: np.ndarray) -> list[int]:
+def _bias(
+    rng: np.random.Generator, m: ModelWriter, channels: int, fan_in: int, scale: np.ndarray
+) -> list[int]:
     data = rng.integers(-4000 * fan_in, 4000 * fan_in, channels, dtype=np.int32)
     return [m.tensor((channels,), scale=scale, data=data, dtype="int32")]
 
@@ -140,9 +143,12 @@ def add_case(rng: np.random.Generator) -> Case:
     shape = (1, *(int(v) for v in rng.integers(1, 9, 3)))
     m = ModelWriter()
     s1, s2 = _scale(rng, 1e-4), _scale(rng, 1e-4)
+    y_scale = max(s1, s2) * np.exp(rng.uniform(-3, 2))
+    if rng.random() < 0.3:  # y = (a + b) / 2 or / 4: many sums are ties
+        s2, y_scale = s1, s1 * rng.choice([2, 4])
     x1 = m.tensor(shape, scale=s1, zero_point=_zero_point(rng))
     x2 = m.tensor(shape, scale=s2, zero_point=_zero_point(rng))
-    y = m.tensor(shape, scale=max(s1, s2) * np.exp(rng.uniform(-3, 2)), zero_point=_zero_point(rng))
+    y = m.tensor(shape, scale=y_scale, zero_point=_zero_point(rng))
     m.op("ADD", [x1, x2], y, options("Add", fusedActivationFunction=_activation(rng)))
     return m.pack([x1, x2], [y]), [shape, shape]
 
@@ -266,6 +272,14 @@ def test_op_equals_the_reference_kernel(op, tmp_path):
         size, different, off = compare(op, seed, tmp_path)
         assert different == 0, (op, seed, f"{different} of {size} codes differ")
         assert off <= 1, (op, seed, "fast is more than one code away")
+
+
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MEAN"])
+def test_the_reference_notices_the_other_rounding(op, tmp_path, monkeypatch):
+    """The control: with single and double rounding swapped, the same cases differ from LiteRT."""
+    monkeypatch.setattr(integer_kernels, "requant_double", fixed_point.requant_single)
+    monkeypatch.setattr(integer_kernels, "requant_single", fixed_point.requant_double)
+    assert any(compare(op, seed, tmp_path)[1] for seed in range(2 * FAST_CASES))
 
 
 @pytest.mark.slow

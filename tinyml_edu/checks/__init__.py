@@ -4,10 +4,11 @@ from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["compare", "notebook", "protocol", "tripwire"],
+    submodules=["compare", "loading", "notebook", "protocol", "tripwire"],
     attributes={
         "compare": ["all_of", "close", "true"],
-        "notebook": ["CheckError", "check", "load_lab"],
+        "notebook": ["CheckError", "check"],
+        "loading": ["known_labs", "load_lab"],
         "protocol": ["PASS", "Lab", "Mutant", "Question", "Verdict", "numeric", "wrong"],
     },
 )

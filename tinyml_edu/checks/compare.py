@@ -60,7 +60,9 @@ def close(
     good = _within(got, want, rtol, atol)
     if good.all():
         return PASS
-    hint = _known_mistake(got, want, mistakes, rtol, atol) or look_at
+    hint = _known_mistake(got, mistakes, rtol, atol) or "; ".join(
+        filter(None, [_pattern(got, want), look_at])
+    )
     return wrong(f"{name}: {_where(got, want, good)}", look_at=hint)
 
 
@@ -112,14 +114,17 @@ def _short(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else text[:limit] + " ..."
 
 
-def _known_mistake(
-    got: np.ndarray, want: np.ndarray, mistakes: Mapping[str, Any] | None, rtol: float, atol: float
-) -> str:
-    """Name the class of mistake, when it is plain to see."""
+def _known_mistake(got: np.ndarray, mistakes: Mapping[str, Any] | None, rtol: float, atol: float) -> str:
+    """Return the phrase of the first mistake that gives these values."""
     for phrase, values in (mistakes or {}).items():
         other = np.asarray(values)
         if other.shape == got.shape and _within(got, other, rtol, atol).all():
             return phrase
+    return ""
+
+
+def _pattern(got: np.ndarray, want: np.ndarray) -> str:
+    """Name what is plain to see in the numbers: NaNs, a factor, an offset."""
     a, b = _real(got).ravel(), _real(want).ravel()
     if np.isnan(a).any():
         return "there are NaNs: look for 0 / 0, the log of 0 or an empty set"

@@ -153,6 +153,9 @@ def _q2_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
         * products
         * out(h, kh, sh, ph, 1)
         * out(w, kw, sw, pw, 1),
+        "the output is not square: height and width have their own kernel, stride and padding": o
+        * products
+        * out(h, kh, sh, ph, dh) ** 2,
         "these are FLOP, twice the MACs": 2 * macs,
     }
     wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != macs}
@@ -229,6 +232,7 @@ def _q3_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
     macs = stem + repeats * pair + head
     mistakes = {
         "the whole batch is counted; count one image": macs * batch,
+        "the linear layer counts the whole batch; run example[:1]": macs + head * (batch - 1),
         "a layer that runs several times counts each time": stem + pair + head,
         "a linear layer that is applied to many vectors costs in * out for each": stem
         + repeats * pair

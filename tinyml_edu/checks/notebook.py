@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownNameError, UsageError
-from .protocol import Arrays, Lab, Question, Verdict, lowest, stable_rng, wrong
+from ..errors import UsageError
+from .loading import load_lab
+from .protocol import Arrays, Lab, Question, Verdict, stable_rng, wrong
 from .tripwire import armed, taken
 
 _ABSENT = object()
@@ -24,32 +25,6 @@ class CheckError(AssertionError):
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: what to print in place of a traceback."""
         return [f"Check failed. {self}"]
-
-
-def load_lab(lab_id: str) -> Lab:
-    """Return the lab ``"lab00"`` from ``tinyml_edu.checks``.
-
-    Raises
-    ------
-    UnknownNameError
-        If the library has no checks for it.
-    """
-    name = f"{__package__}.{lab_id}"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UnknownNameError("lab", lab_id, known_labs()) from None
-    return module.LAB
-
-
-def known_labs() -> list[str]:
-    """Return the ids of the labs that the library has checks for."""
-    import pkgutil
-
-    package = importlib.import_module(__package__ or "")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("lab"))
 
 
 def check(question_id: str, namespace: MutableMapping[str, Any] | None = None) -> None:
@@ -83,11 +58,20 @@ def check(question_id: str, namespace: MutableMapping[str, Any] | None = None) -
 
 
 def run_check(
-    lab: Lab, question: Question, namespace: MutableMapping[str, Any], cases: Sequence[Arrays]
+    lab: Lab,
+    question: Question,
+    namespace: MutableMapping[str, Any],
+    cases: Sequence[Arrays],
+    *,
+    show_input: bool = True,
 ) -> str:
     """Return what is wrong with the answer in ``namespace``, or an empty text."""
     if question.drive is None:
         return ""
+    for name in question.provides:
+        # An answer in C is the file that its %%writefile cell has left in the notebook's folder.
+        if "." in name and Path(name).is_file():
+            namespace[name] = Path(name).read_text()
     missing = [name for name in question.provides if name not in namespace]
     if missing:
         return f"{lab.id}.{question.id}: {', '.join(missing)} is not defined; run the answer cell first"
@@ -104,10 +88,17 @@ def run_check(
                 verdicts.append(wrong(describe_error(error, namespace)))
             else:
                 verdicts += question.verdicts([case], [output])
-    return explain(lab, question, cases, verdicts)
+    return explain(lab, question, cases, verdicts, show_input=show_input)
 
 
-def explain(lab: Lab, question: Question, cases: Sequence[Arrays], verdicts: Sequence[Verdict]) -> str:
+def explain(
+    lab: Lab,
+    question: Question,
+    cases: Sequence[Arrays],
+    verdicts: Sequence[Verdict],
+    *,
+    show_input: bool = True,
+) -> str:
     """Return the message for the smallest failing case, or an empty text when all pass."""
     failing = [i for i, verdict in enumerate(verdicts) if not verdict.passed]
     if not failing:
@@ -115,7 +106,7 @@ def explain(lab: Lab, question: Question, cases: Sequence[Arrays], verdicts: Seq
     index = min(failing, key=lambda i: sum(value.size for value in cases[i].values()))
     verdict = verdicts[index]
     lines = [f"{lab.id}.{question.id} ({question.title}): {verdict.reason}"]
-    if cases[index]:
+    if show_input and cases[index]:
         lines.append("smallest failing input:")
         lines += [f"  {name} = {show(value)}" for name, value in cases[index].items()]
     if verdict.look_at:
@@ -161,6 +152,3 @@ def injected(lab: Lab, question: Question, namespace: MutableMapping[str, Any]) 
                 namespace.pop(name, None)
             else:
                 namespace[name] = value
-
-
-__all__ = ["CheckError", "check", "explain", "known_labs", "load_lab", "lowest", "run_check"]

@@ -38,7 +38,7 @@ def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
     report = profile_graph(resolve_graph(model))
     values = report.to_dict()
     table(
-        f"{model}: {values['macs']:,} MACs, {values['parameters']:,} parameters, "
+        f"{Path(model).name}: {values['macs']:,} MACs, {values['parameters']:,} parameters, "
         f"{values['weight_bytes']:,} B of weights, {values['peak_activation_bytes']:,} B of peak activations",
         ["layer", "op", "output", "MACs", "parameters", "activation B"],
         [
@@ -73,7 +73,7 @@ def plan(
     plans = {name: planning.plan(graph, planner=name) for name in planning.PLANNERS}
     best = min(plans.values(), key=lambda p: p.arena_bytes)
     table(
-        f"{model}: no plan can need less than {best.lower_bound_bytes:,} B",
+        f"{Path(model).name}: no plan can need less than {best.lower_bound_bytes:,} B",
         ["planner", "arena B", "× bound", "proven optimal", "seconds"],
         [
             [n, p.arena_bytes, p.arena_bytes / p.lower_bound_bytes, p.proven_optimal, p.seconds]
@@ -129,7 +129,7 @@ def deploy(
     )
     report = {**deployment.report, "model": model}
     table(
-        f"{model} on {report['board']} ({report['core']})",
+        f"{Path(model).name} on {report['board']} ({report['core']})",
         ["layer", "op", "MACs", "instructions", "instructions / MAC"],
         [
             [

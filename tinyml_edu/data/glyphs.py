@@ -104,24 +104,26 @@ def make(
     return x, labels
 
 
-def _render(characters: list[str], u: np.ndarray, difficulty: float, noise: np.random.Generator) -> np.ndarray:
+def _render(
+    characters: list[str], u: np.ndarray, difficulty: float, noise: np.random.Generator
+) -> np.ndarray:
     """Return uint8 (n, 32, 32, 3) for the characters and uniform numbers (n, 40)."""
     ground = np.stack([rendering.texture(row[1:6], _SIDE) for row in u]).astype(np.float32)
     ink = _masks(characters, u, difficulty)  # (n, 64, 64, 1) in 0 to 1
     colour = _colours(ground, ink, u, difficulty)  # (n, 1, 1, 3)
-    opacity = (1 - 0.35 * difficulty * u[:, 25]).astype(np.float32)[:, None, None, None]
+    opacity = (1 - 0.25 * difficulty * u[:, 25]).astype(np.float32)[:, None, None, None]
     x = ground + ink * opacity * (colour - ground)
     x = rendering.blurred(rendering.halved(x), np.minimum(1.0, 0.8 * difficulty * u[:, 26] ** 2))
     x = _lit(x, u, difficulty)
-    level = (2 + 20 * difficulty * u[:, 27] ** 2).astype(np.float32)[:, None, None, None]
+    level = (2 + 14 * difficulty * u[:, 27] ** 2).astype(np.float32)[:, None, None, None]
     return rendering.to_uint8(x + level * noise.standard_normal(x.shape, np.float32))
 
 
 def _masks(characters: list[str], u: np.ndarray, difficulty: float) -> np.ndarray:
     """Return the ink of each image, with a covered part missing, float32 (n, 64, 64, 1) in 0 to 1."""
-    half = 27 * (1 - 0.42 * difficulty * u[:, 7])
+    half = 29 * (1 - 0.38 * difficulty * u[:, 7])
     room = np.maximum(0, 30 - 0.8 * half)  # how far the centre may move so that most of the ink stays inside
-    centre = 32 + (2 * u[:, 8:10] - 1) * (difficulty * 0.8 * room)[:, None]
+    centre = 32 + (2 * u[:, 8:10] - 1) * (difficulty * 0.7 * room)[:, None]
     angle = (2 * u[:, 10] - 1) * math.radians(28) * difficulty
     jitter = (2 * u[:, 11:19].reshape(-1, 4, 2) - 1) * 0.22 * difficulty
     aspect = 1 + (2 * u[:, 19] - 1) * 0.2 * difficulty
@@ -140,7 +142,7 @@ def _covered(
     axis = np.arange(_SIDE)
     middle = centre + (2 * u[:, 20:22] - 1) * 0.7 * half[:, None]  # (n, 2) x, y
     reach = half[:, None] * (0.12 + 0.28 * u[:, 22:24])  # (n, 2) half width and half height
-    reach *= (u[:, 24] < 0.45 * difficulty)[:, None]
+    reach *= (u[:, 24] < 0.3 * difficulty)[:, None]
     in_x = np.abs(axis - middle[:, :1]) < reach[:, :1]  # (n, 64)
     in_y = np.abs(axis - middle[:, 1:]) < reach[:, 1:]
     return masks * ~(in_y[:, :, None] & in_x[:, None, :])
@@ -154,9 +156,9 @@ def _colours(ground: np.ndarray, ink: np.ndarray, u: np.ndarray, difficulty: flo
     # The nearer the ground is to white, the likelier is dark ink, so that contrast is not lost by clipping.
     sign = np.where(u[:, 28] < brightness / 255, -1.0, 1.0)
     room = np.where(sign > 0, 255 - brightness, brightness)
-    lowest = 0.75 - 0.45 * difficulty
+    lowest = 0.8 - 0.35 * difficulty
     contrast = sign * room * np.clip(lowest + (0.95 - lowest) * u[:, 29], 0.2, 1)
-    tint = (2 * u[:, 30:33] - 1) * 45 * difficulty
+    tint = (2 * u[:, 30:33] - 1) * 40 * difficulty
     return np.clip(under + contrast[:, None] + tint, 0, 255).astype(np.float32)[:, None, None, :]
 
 

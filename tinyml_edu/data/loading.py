@@ -20,6 +20,8 @@ _FASHION = (
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
+_DIGITS_TEST = 360
+
 Halves = tuple[dict[str, originals.Arrays], tuple[str, ...], str]
 """Arrays of ``"train"`` and ``"test"``, the class names, and where they came from."""
 
@@ -97,7 +99,7 @@ def _made(found: Entry, split: str, params: dict[str, Any]) -> Dataset:
     """Return a made set from the cache, or make and keep it."""
     from . import glyphs, presence
 
-    maker = glyphs if found.name == "glyphs32" else presence
+    maker: Any = {"glyphs32": glyphs, "glyph_presence": presence}[found.name]
     classes = maker.class_names(**({"classes": params["classes"]} if "classes" in params else {}))
     key = "-".join([found.name, f"v{maker.VERSION}", split, *(f"{k}{v}" for k, v in sorted(params.items()))])
     arrays = store.cached_arrays(key)
@@ -116,7 +118,7 @@ def _digits() -> Halves:
     x = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
     y = bunch.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(y))
-    test, train = order[:360], order[360:]
+    test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
     halves = {"train": (x[train], y[train]), "test": (x[test], y[test])}
     return halves, tuple(str(i) for i in range(10)), "scikit-learn"
 
@@ -127,7 +129,10 @@ def _real(found: Entry) -> Halves:
         return _from_originals(found)
     digest = next(d for relative, d in found.files.items() if path.match(relative))
     arrays = store.read_arrays(store.verified(path, digest), path)
-    halves = {half: (_images(found, arrays, half), arrays[f"y_{half}"].astype(np.int64)) for half in ("train", "test")}
+    halves = {
+        half: (_images(found, arrays, half), arrays[f"y_{half}"].astype(np.int64))
+        for half in ("train", "test")
+    }
     return halves, tuple(arrays["classes"].tolist()), f"reduced copy {path.name}"
 
 
@@ -170,11 +175,10 @@ def _carve(found: Entry, halves: dict[str, originals.Arrays], split: str) -> ori
     if split == "test":
         return halves["test"]
     x, y = halves["train"]
-    share = found.validation_share or found.splits["validation"] / len(y)
     rng = np.random.default_rng(2024)
     validation = np.zeros(len(y), bool)
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
-        validation[rows[: round(share * len(rows))]] = True
+        validation[rows[: round(found.validation_share * len(rows))]] = True
     chosen = validation if split == "validation" else ~validation
     return x[chosen], y[chosen]

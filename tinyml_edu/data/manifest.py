@@ -23,7 +23,7 @@ class Entry:
     rule : str
         How the splits were chosen.
     splits : dict
-        Default number of examples a split; empty where it depends on the file that is found.
+        Number of examples a split: the default of a made set, that of the reduced copy of a real one.
     parameters : dict
         Keyword arguments that :func:`tinyml_edu.data.load` takes for this set, with their defaults.
     stand_in : str
@@ -41,7 +41,7 @@ class Entry:
     licence: str
     origin: str
     rule: str
-    splits: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int]
     parameters: dict[str, Any] = field(default_factory=dict)
     stand_in: str = ""
     format: str = ""

@@ -55,7 +55,12 @@ def glyph_mask(font: str, character: str) -> Image.Image:
 
 
 def quads(
-    centre: np.ndarray, half: np.ndarray, angle: np.ndarray, jitter: np.ndarray, *, aspect: np.ndarray | float = 1.0
+    centre: np.ndarray,
+    half: np.ndarray,
+    angle: np.ndarray,
+    jitter: np.ndarray,
+    *,
+    aspect: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """Return where the corners of a square mask land in the picture.
 

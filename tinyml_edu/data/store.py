@@ -74,7 +74,9 @@ def read_arrays(data: bytes, path: Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is corrupt ({str(error).splitlines()[0]}); delete it and try again") from None
+        raise DataError(
+            f"{path} is corrupt ({str(error).splitlines()[0]}); delete it and try again"
+        ) from None
 
 
 def cached_arrays(name: str) -> dict[str, np.ndarray] | None:
@@ -148,6 +150,7 @@ def _download(entry: Entry, name: str) -> Path:
     import requests
 
     source = entry.originals[name]
+    pooch.get_logger().setLevel("WARNING")  # its line is ours, and would go to stderr
     print(f"downloading {name} for {entry.name}: {source['url']}", flush=True)
     try:
         path = pooch.retrieve(
@@ -158,7 +161,9 @@ def _download(entry: Entry, name: str) -> Path:
             downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
         )
     except (requests.RequestException, OSError) as error:
-        reason = "no connection" if isinstance(error, requests.ConnectionError) else str(error).splitlines()[0]
+        reason = (
+            "no connection" if isinstance(error, requests.ConnectionError) else str(error).splitlines()[0]
+        )
         raise absent(entry, reason[:120]) from None
     except ValueError:
         raise absent(entry, "the download is corrupt: its md5 differs") from None

@@ -1,0 +1,9 @@
+"""Explorers: ipywidgets with which a student turns one knob and sees every metric move."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=["efficiency"],
+    attributes={"efficiency": ["efficiency_explorer", "efficiency_view"]},
+)

@@ -31,7 +31,9 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise DataError(f"{name} is an array of Python objects; return numbers")
     total = sum(value.nbytes for value in arrays.values())
     if total > MAX_BYTES or len(arrays) > MAX_ARRAYS:
-        raise DataError(f"{len(arrays)} arrays of {total} bytes were returned; the limit is {MAX_BYTES} bytes")
+        raise DataError(
+            f"{len(arrays)} arrays of {total} bytes were returned; the limit is {MAX_BYTES} bytes"
+        )
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name, value in arrays.items():
@@ -92,3 +94,20 @@ def _array(data: bytes) -> np.ndarray:
         raise DataError("an array's header does not fit its contents")
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def unflatten(arrays: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """Return the arrays ``"<case>/<name>"`` as one dictionary a case.
+
+    Raises
+    ------
+    DataError
+        If a name belongs to no case.
+    """
+    cases: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
+    for key, value in arrays.items():
+        index, _, name = key.partition("/")
+        if not (index.isdecimal() and index.isascii() and len(index) < 9 and int(index) < count):
+            raise DataError(f"an array was returned for a case that does not exist: {key[:40]}")
+        cases[int(index)][name] = value
+    return cases

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checks.loading import load_file
 from ..checks.protocol import Lab, Mutant, Question
 from ..errors import GradingError
-from .labs import checkout_root, load_file
+from .labs import checkout_root
 
 COURSE_VARIABLE = "TINYML_EDU_COURSE"
 SECRET_VARIABLE = "TINYML_EDU_GRADING_SECRET"
@@ -42,17 +43,22 @@ class Course:
         GradingError
             If a question is missing, unknown or changes ``drive``.
         """
-        hidden = {q.id: q for q in load_file(self.hidden_file(lab.id), f"tinyml_edu_hidden_{lab.id}").QUESTIONS}
+        hidden = {
+            q.id: q for q in load_file(self.hidden_file(lab.id), f"tinyml_edu_hidden_{lab.id}").QUESTIONS
+        }
         automatic = [q for q in lab if q.kind != "written"]
         unknown = set(hidden) - {q.id for q in automatic}
         absent = [q.id for q in automatic if q.id not in hidden]
         if unknown or absent:
             raise GradingError(
                 f"{self.hidden_file(lab.id)}: no judge for {', '.join(absent) or 'nothing'}; "
-                f"unknown: {', '.join(sorted(unknown)) or 'nothing'}.  List every question that is not written"
+                f"unknown: {', '.join(sorted(unknown)) or 'nothing'}.  List every automatic question"
             )
         for question in automatic:
-            if hidden[question.id].drive is not question.drive or hidden[question.id].points != question.points:
+            if (
+                hidden[question.id].drive is not question.drive
+                or hidden[question.id].points != question.points
+            ):
                 raise GradingError(
                     f"{self.hidden_file(lab.id)}: {question.id} must keep drive and points; "
                     f'make it with LAB["{question.id}"].hidden(...)'
@@ -66,7 +72,9 @@ class Course:
         known = {q.id for q in lab}
         for mutant in mutants:
             if mutant.question not in known or not set(mutant.loses) <= known or not mutant.loses:
-                raise GradingError(f"{path}: mutant {mutant.name!r} names an unknown question or loses nothing")
+                raise GradingError(
+                    f"{path}: mutant {mutant.name!r} names an unknown question or loses nothing"
+                )
         return mutants
 
     def secret(self) -> bytes:

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..checks.protocol import Arrays, Question
-from ..errors import DataError
-from .arrays import read_arrays, write_arrays
+from ..errors import DataError, GradingError
+from .arrays import read_arrays, unflatten, write_arrays
 from .process import Finished, Launcher, plain_process
 
-# Start of Python and of the library; the question's own limit counts after it.
-START_ALLOWANCE_S = 20.0
+# For Python and the set-up cells on a loaded machine; the worker counts the question's own limit after them.
+START_ALLOWANCE_S = 30.0
 MAX_REPORT_BYTES = 64_000
 
 
@@ -40,7 +40,7 @@ class Job:
     answers : tuple of (str, str)
         Grade id and text of each answer cell of this question.
     timeout_s : float
-        Limit of the question in seconds, set-up cells included.
+        Limit of the question in seconds, set-up cells not included.
     """
 
     lab_id: str
@@ -72,15 +72,20 @@ def run_question(
     job : Job
         Code to run.
     question : Question
-        For the number of points nothing, for the messages its names.
+        Its limit, for the messages.
     cases : sequence of dict of str to ndarray
         Inputs; the student's process gets copies in a file.
     launch : Launcher
         How to start the process.
+
+    Raises
+    ------
+    GradingError
+        If the process fails before it reaches the answer: a broken lab or machine must never cost points.
     """
     folder = Path(tempfile.mkdtemp(prefix="tinyml-question-"))
     try:
-        (folder / "job.json").write_text(json.dumps(asdict(job)))
+        (folder / "job.json").write_text(json.dumps({**asdict(job), "cases": len(cases)}))
         write_arrays(folder / "inputs.npz", _flat(cases))
         command = [sys.executable, "-I", "-m", "tinyml_edu.grading.worker", str(folder)]
         finished = launch(command, folder, job.timeout_s + START_ALLOWANCE_S)
@@ -94,29 +99,25 @@ def _flat(cases: Sequence[Arrays]) -> Arrays:
     return {f"{i}/{name}": value for i, case in enumerate(cases) for name, value in case.items()}
 
 
-def unflatten(arrays: Arrays, count: int) -> list[Arrays]:
-    """Return the arrays ``"<case>/<name>"`` as one dictionary a case.
-
-    Raises
-    ------
-    DataError
-        If a name belongs to no case.
-    """
-    cases: list[Arrays] = [{} for _ in range(count)]
-    for key, value in arrays.items():
-        index, _, name = key.partition("/")
-        if not (index.isdecimal() and index.isascii() and int(index) < count):
-            raise DataError(f"an array was returned for a case that does not exist: {key[:40]}")
-        cases[int(index)][name] = value
-    return cases
-
-
 def _collect(
     folder: Path, question: Question, count: int, finished: Finished
 ) -> tuple[list[Arrays] | None, str]:
     """Read what the process left; nothing in the folder is trusted."""
     if finished.timed_out:
-        return None, f"the answer takes longer than {question.timeout_s:g} s; look for a loop that does not end"
+        return (
+            None,
+            f"the answer takes longer than {question.timeout_s:g} s; look for a loop that does not end",
+        )
+    if not (folder / "ready").exists():
+        last = (finished.stderr.strip() or "no message").splitlines()[-1]
+        raise GradingError(
+            f"question {question.id} could not be set up, which is no fault of the answer: {last}"
+        )
+    if finished.timed_out:
+        return (
+            None,
+            f"the answer takes longer than {question.timeout_s:g} s; look for a loop that does not end",
+        )
     report = _report(folder / "report.json")
     if report:
         return None, report
@@ -147,5 +148,7 @@ def _how_it_ended(finished: Finished) -> str:
             name = signal.Signals(-finished.returncode).name
         except ValueError:
             name = f"signal {-finished.returncode}"
-        return f"the process was ended by {name} before the answer returned; memory or processor time ran out?"
+        return (
+            f"the process was ended by {name} before the answer returned; memory or processor time ran out?"
+        )
     return f"the process ended by itself (exit code {finished.returncode}) before the answer returned"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ..checks.notebook import load_lab
+from ..checks.loading import load_checks, load_lab
 from ..checks.protocol import Lab
 from ..errors import GradingError, UnknownNameError
 
@@ -57,27 +54,7 @@ class LabFolder:
         """Return the lab's questions."""
         if self.checks is None:
             return load_lab(self.id)
-        return load_file(self.checks, f"tinyml_edu_checks_{self.id}").LAB
-
-
-def load_file(path: Path, name: str) -> ModuleType:
-    """Import a Python file under the given module name; a file that changed is read again.
-
-    Raises
-    ------
-    GradingError
-        If the file is absent or fails to run.
-    """
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise GradingError(f"{path} is missing; the course folder is described in docs/decisions")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise GradingError(f"{path} fails to load: {type(error).__name__}: {error}") from error
-    return module
+        return load_checks(self.checks)
 
 
 def checkout_root() -> Path | None:

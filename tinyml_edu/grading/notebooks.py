@@ -32,7 +32,9 @@ def read_cells(path: Path) -> list[Cell]:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))
         cells = notebook["cells"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path.name} is not a readable notebook ({type(error).__name__}); save it again") from error
+        raise DataError(
+            f"{path.name} is not a readable notebook ({type(error).__name__}); save it again"
+        ) from error
     if not isinstance(cells, list):
         raise DataError(f"{path.name} is not a readable notebook (cells is no list); save it again")
     return [cell for cell in cells if isinstance(cell, dict)]
@@ -76,7 +78,7 @@ def is_setup(cell: Cell) -> bool:
 
 
 def belongs_to(answer_id: str, question_id: str) -> bool:
-    """Whether the answer cell ``answer_id`` is one of the question's: ``q1``, ``q1_helper``, never ``q10``."""
+    """Whether an answer cell is one of the question's: ``q1`` and ``q1_helper``, never ``q10``."""
     return answer_id == question_id or answer_id.startswith(question_id + "_")
 
 

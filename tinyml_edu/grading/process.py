@@ -29,7 +29,9 @@ _KEPT = (
     "SYSTEMROOT",
 )
 # One thread a question: questions already run side by side on all cores.
-_SINGLE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")}
+_SINGLE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+}
 
 
 @dataclass(frozen=True)

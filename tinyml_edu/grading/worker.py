@@ -17,17 +17,16 @@ import types
 from pathlib import Path
 from typing import Any
 
-from ..checks.notebook import load_lab
+from ..checks.loading import load_checks, load_lab
 from ..checks.protocol import Arrays, Lab, Question
 from ..checks.tripwire import armed, taken
 from ..errors import DataError
-from .arrays import read_arrays, write_arrays
-from .driver import unflatten
-from .labs import load_file
+from .arrays import read_arrays, unflatten, write_arrays
 from .notebooks import without_magics, written_file
 
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 64 << 20
+READY = "ready"
 
 
 class AnswerError(Exception):
@@ -39,11 +38,16 @@ def main(folder: Path) -> int:
     job = json.loads((folder / "job.json").read_text())
     limit(job["timeout_s"])
     checks = job["checks"]
-    lab = load_file(Path(checks), f"tinyml_edu_checks_{job['lab_id']}").LAB if checks else load_lab(job["lab_id"])
+    lab = load_checks(Path(checks)) if checks else load_lab(job["lab_id"])
     inputs = read_arrays(folder / "inputs.npz")
-    count = 1 + max((int(key.partition("/")[0]) for key in inputs), default=0)
+    cases = unflatten(inputs, job["cases"])
+    question = lab[job["question_id"]]
+    namespace = set_up(lab, question, job["setup"])
+    # From here on a failure is the answer's; before, it was the grader's.
+    (folder / READY).touch()
     try:
-        outputs = answer(lab, lab[job["question_id"]], job, unflatten(inputs, count))
+        outputs = answer(lab, question, namespace, job, cases)
+        start_clock(0)
         write_arrays(folder / "outputs.npz", outputs)
     except (AnswerError, DataError) as error:
         report(folder, str(error))
@@ -60,7 +64,13 @@ def limit(timeout_s: float) -> None:
     for name, value in (("AS", MEMORY_BYTES), ("FSIZE", FILE_BYTES), ("CORE", 0), ("CPU", seconds)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-    # The question's own limit, as a message that names it; the parent's limit stands behind it.
+
+
+def start_clock(timeout_s: float) -> None:
+    """Raise in the answer after ``timeout_s`` (0: never), so that the message can name the limit.
+
+    The parent's limit stands behind it, for code that swallows everything or is deep in C.
+    """
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, _too_long)
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
@@ -74,16 +84,27 @@ def _too_long(signum: int, frame: Any) -> None:  # noqa: ARG001
     raise _TimeUpError
 
 
-def answer(lab: Lab, question: Question, job: dict[str, Any], cases: list[Arrays]) -> Arrays:
-    """Execute the cells and drive every case; return the outputs as ``"<case>/<name>"``."""
+def set_up(lab: Lab, question: Question, cells: list[str]) -> dict[str, Any]:
+    """Run the set-up cells in a fresh module, add what the question uses, return the namespace."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module  # dataclasses and pickling look classes up here
     namespace = vars(module)
-    for number, text in enumerate(job["setup"]):
-        run_cell(text, f"set-up cell {number + 1}", namespace, question)
+    for number, text in enumerate(cells):
+        execute(text, f"set-up cell {number + 1}", namespace)
     for name in question.uses:
         namespace[name] = lab.resolve(name)
+    for name in question.provides:
+        if name in lab.reference:
+            lab.resolve(name)  # imported now, so that the answer's clock does not count it
+    return namespace
+
+
+def answer(
+    lab: Lab, question: Question, namespace: dict[str, Any], job: dict[str, Any], cases: list[Arrays]
+) -> Arrays:
+    """Execute the answer cells and drive every case; return the outputs as ``"<case>/<name>"``."""
     with armed(lab, question.provides, namespace):
+        start_clock(job["timeout_s"])
         for grade_id, text in job["answers"]:
             run_cell(text, f"answer cell {grade_id}", namespace, question)
         missing = [name for name in question.provides if name not in namespace]
@@ -111,6 +132,14 @@ def drive_cases(question: Question, namespace: dict[str, Any], cases: list[Array
 
 
 def run_cell(text: str, place: str, namespace: dict[str, Any], question: Question) -> None:
+    """Execute one answer cell; whatever it raises becomes a message."""
+    try:
+        execute(text, place, namespace)
+    except BaseException as error:  # noqa: BLE001
+        raise AnswerError(explain(error, question)) from None
+
+
+def execute(text: str, place: str, namespace: dict[str, Any]) -> None:
     """Execute one cell; a ``%%writefile`` cell leaves its file, and its text under the file's name."""
     written = written_file(text)
     if written:
@@ -122,16 +151,13 @@ def run_cell(text: str, place: str, namespace: dict[str, Any], question: Questio
     filename = f"<{place}>"
     # For tracebacks and inspect.getsource, as in a notebook.
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
-    try:
-        exec(compile(code, filename, "exec", dont_inherit=True), namespace)  # noqa: S102
-    except BaseException as error:  # noqa: BLE001
-        raise AnswerError(explain(error, question)) from None
+    exec(compile(code, filename, "exec", dont_inherit=True), namespace)  # noqa: S102
 
 
 def explain(error: BaseException, question: Question) -> str:
     """Return an exception in words, with the student's line."""
     if isinstance(error, _TimeUpError):
-        return f"the answer takes longer than {question.timeout_s:g} s; look for a loop that does not end"
+        return f"the answer takes longer than {question.timeout_s:g} s; look for an endless loop"
     if isinstance(error, NotImplementedError):
         return f"not answered yet{': ' + str(error) if str(error) else ''}"
     if isinstance(error, SyntaxError):

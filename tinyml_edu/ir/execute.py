@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -10,6 +12,27 @@ from ..errors import UnknownNameError
 from .fixed_point import REQUANT_MODES
 from .graph import Graph, GraphError, Kind, Node
 from .ops import OPS
+from .windows import batches
+
+
+@overload
+def run(
+    graph: Graph,
+    x: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    requant: str = "exact",
+    keep: Literal[False] = False,
+) -> Any: ...
+
+
+@overload
+def run(
+    graph: Graph,
+    x: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    requant: str = "exact",
+    keep: Literal[True],
+) -> dict[str, np.ndarray]: ...
 
 
 def run(
@@ -45,7 +68,21 @@ def run(
     """
     if requant not in REQUANT_MODES:
         raise UnknownNameError("requantization", requant, REQUANT_MODES)
-    values, n = _bind_inputs(graph, x)
+    inputs, n = _bind_inputs(graph, x)
+    largest = max(prod(t.shape) for t in graph.tensors.values() if t.kind is not Kind.CONSTANT)
+    # A few images at a time keep the int64 temporaries of a layer inside the cache.
+    parts = []
+    for part in batches(n, largest):
+        rows = {k: v[part.start * len(v) // n : part.stop * len(v) // n] for k, v in inputs.items()}
+        parts.append(_run_part(graph, rows, part.stop - part.start, requant, keep))
+    values = parts[0] if len(parts) == 1 else {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return values if keep or len(graph.outputs) > 1 else values[graph.outputs[0]]
+
+
+def _run_part(
+    graph: Graph, values: dict[str, np.ndarray], n: int, requant: str, keep: bool
+) -> dict[str, np.ndarray]:
+    """Run ``n`` images; return the outputs, or with ``keep`` everything."""
     last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     for i, node in enumerate(graph.nodes):
         values[node.outputs[0]] = _run_node(graph, node, values, n, requant)
@@ -53,11 +90,7 @@ def run(
             for name in {*node.inputs, *node.outputs}:
                 if last_use.get(name, -1) <= i and name not in graph.outputs:
                     values.pop(name, None)
-    if keep:
-        return values
-    if len(graph.outputs) == 1:
-        return values[graph.outputs[0]]
-    return {name: values[name] for name in graph.outputs}
+    return values if keep else {name: values[name] for name in graph.outputs}
 
 
 def _bind_inputs(graph: Graph, x: np.ndarray | Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:

@@ -6,6 +6,7 @@ The NumPy kernels and the C generator read these numbers; neither derives any of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -181,7 +182,9 @@ def mean_params(graph: Graph, node: Node) -> MeanParams:
     x_scale, x_zp = _quant(graph, node, node.inputs[0]).item()
     y_scale, y_zp = _quant(graph, node, node.outputs[0]).item()
     shape = graph[node.inputs[0]].shape
-    count = int(np.prod([shape[axis] for axis in node.attrs.axes], dtype=np.int64))
+    count = prod(shape[axis] for axis in node.attrs.axes)
+    if 255 * count >= 2**31:
+        raise GraphError(f"{node.name}: the sum of {count} values can leave int32; average in two steps")
     multiplier, exponent = quantize_multiplier(x_scale / y_scale)
     if multiplier:
         shift = min(count.bit_length() - 1, 32, 31 + exponent)

@@ -22,12 +22,14 @@ from . import attrs as A
 from .graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from .int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
 from .ops import OPS, infer_shape, same_padding
+from .tflite_tensors import TensorReader, numbers, text
 
 # What the accessors raise on offsets that lead nowhere.
 _CORRUPT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, struct.error)
 
-_MAX_ELEMENTS = 2**31 - 1
-"""A tensor with more elements than this cannot come from a TensorFlow Lite file that works."""
+
+_MAX_KERNEL_SPAN = 1024
+"""Rows or columns that a dilated kernel may span on an input that is smaller."""
 
 
 def read_tflite(path: str | Path) -> Graph:
@@ -76,20 +78,12 @@ def read_tflite(path: str | Path) -> Graph:
         raise DataError(f"{path} is truncated or corrupt ({error}); copy or export it again") from None
 
 
-class _Reader:
-    """One pass over subgraph 0; ``lib`` is the ``tflite`` package."""
+class _Reader(TensorReader):
+    """One pass over the operators of subgraph 0."""
 
     def __init__(self, lib: Any, data: bytes, name: str) -> None:
-        self.lib = lib
-        self.model = lib.Model.GetRootAsModel(data, 0)
-        if self.model.SubgraphsLength() < 1:
-            raise ValueError("no subgraph")
-        self.sub = self.model.Subgraphs(0)
-        self.graph = Graph(name)
-        self.names: dict[int, str] = {}
-        self.inputs = _numbers(self.sub.InputsAsNumpy())
-        self.outputs = _numbers(self.sub.OutputsAsNumpy())
-        self.where = ""
+        super().__init__(lib, data, name)
+        self.op_names = {v: k for k, v in vars(lib.BuiltinOperator).items() if isinstance(v, int)}
         self.readers: dict[str, Callable[[Any, list[int]], None]] = {
             "CONV_2D": self._conv,
             "DEPTHWISE_CONV_2D": self._depthwise,
@@ -106,7 +100,7 @@ class _Reader:
     def read(self) -> Graph:
         operators = [self.sub.Operators(i) for i in range(self.sub.OperatorsLength())]
         kept = [(i, op) for i, op in enumerate(operators) if not self._drop_end(op)]
-        self.graph.inputs = tuple(self._activation(i) for i in self.inputs)
+        self.graph.inputs = tuple(self.activation(i) for i in self.inputs)
         for name in self.graph.inputs:
             if self.graph[name].shape[0] != 1:
                 raise UnsupportedOpError(
@@ -118,12 +112,12 @@ class _Reader:
             self.position = position
             if self.op not in self.readers:
                 raise UnsupportedOpError(f"{self.where} is not supported; supported: {', '.join(OPS)}")
-            outputs = _numbers(op.OutputsAsNumpy())
+            outputs = numbers(op.OutputsAsNumpy())
             if len(outputs) != 1:
                 raise GraphError(f"{self.where} has {len(outputs)} outputs")
             self.out = outputs[0]
-            self.readers[self.op](op, _numbers(op.InputsAsNumpy()))
-        self.graph.outputs = tuple(self._activation(i) for i in self.outputs)
+            self.readers[self.op](op, numbers(op.InputsAsNumpy()))
+        self.graph.outputs = tuple(self.activation(i) for i in self.outputs)
         return self._checked()
 
     def _checked(self) -> Graph:
@@ -139,24 +133,21 @@ class _Reader:
             OPS[node.op].params(graph, node)
         return graph
 
-    # -- operators ---------------------------------------------------------------------------------------
-
     def _op_name(self, op: Any) -> str:
         code = self.model.OperatorCodes(op.OpcodeIndex())
         # Files before schema 3a hold the code in an int8 field, later ones in an int32 field.
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         if number == self.lib.BuiltinOperator.CUSTOM:
-            return f"custom op {_text(code.CustomCode())}"
-        known = {v: k for k, v in vars(self.lib.BuiltinOperator).items() if isinstance(v, int)}
-        return known.get(number, f"op number {number}")
+            return f"custom op {text(code.CustomCode())}"
+        return self.op_names.get(number, f"op number {number}")
 
     def _drop_end(self, op: Any) -> bool:
         """Skip a QUANTIZE of a float input or a DEQUANTIZE to a float output: move that end inwards."""
         name = self._op_name(op)
         if name not in ("QUANTIZE", "DEQUANTIZE"):
             return False
-        (source,), (target,) = _numbers(op.InputsAsNumpy()), _numbers(op.OutputsAsNumpy())
-        types = self._tensor(source).Type(), self._tensor(target).Type()
+        (source,), (target,) = numbers(op.InputsAsNumpy()), numbers(op.OutputsAsNumpy())
+        types = self.tensor(source).Type(), self.tensor(target).Type()
         int8, float32 = self.lib.TensorType.INT8, self.lib.TensorType.FLOAT32
         if name == "QUANTIZE" and source in self.inputs and types == (float32, int8):
             self.inputs[self.inputs.index(source)] = target
@@ -196,7 +187,7 @@ class _Reader:
 
     def _weighted(self, ids: list[int], axis: int) -> tuple[str, ...]:
         """Return the names of (x, w[, bias]) after checking the constants; ``axis`` of w is per channel."""
-        x, w = self._activation(ids[0]), self._name(ids[1])
+        x, w = self.activation(ids[0]), self.name(ids[1])
         weights = self.graph[w]
         if weights.kind is not Kind.CONSTANT or weights.dtype != "int8" or weights.quant is None:
             raise UnsupportedOpError(f"{self.where} needs constant int8 weights with a scale")
@@ -206,7 +197,7 @@ class _Reader:
             raise UnsupportedOpError(f"{self.where} has a scale for each index of axis {weights.quant.axis}")
         if len(ids) < 3 or ids[2] == -1:
             return x, w
-        bias = self._name(ids[2])
+        bias = self.name(ids[2])
         if self.graph[bias].kind is not Kind.CONSTANT or self.graph[bias].dtype != "int32":
             raise UnsupportedOpError(f"{self.where} needs a constant int32 bias")
         x_quant = self.graph[x].quant
@@ -225,6 +216,13 @@ class _Reader:
         shape = self.graph[x].shape
         if len(shape) != 4 or min(*stride, *dilation, *kernel) < 1:
             raise GraphError(f"{self.where}: input {shape}, kernel {kernel}, stride {stride}")
+        for size, k, d in zip(shape[1:3], kernel, dilation, strict=True):
+            # SAME would pad a small input up to a kernel of any size, and memory with it.
+            if (k - 1) * d + 1 > max(size, _MAX_KERNEL_SPAN):
+                span = (k - 1) * d + 1
+                raise UnsupportedOpError(
+                    f"{self.where} has a kernel that spans {span} rows or columns of {size}"
+                )
         padding = (0, 0, 0, 0)
         if options.Padding() == self.lib.Padding.SAME:
             top, bottom = same_padding(shape[1], kernel[0], stride[0], dilation[0])
@@ -242,14 +240,14 @@ class _Reader:
             raise UnsupportedOpError(f"{self.where} is a grouped convolution ({x[3] // w[3]} groups)")
         slide = self._sliding(options, names[0], self._kernel(w))
         attrs = A.Conv2D(**slide, activation=self._activation_name(options))
-        self._node(names, attrs, self._activation(self.out))
+        self._node(names, attrs, self.activation(self.out))
 
     def _depthwise(self, op: Any, ids: list[int]) -> None:
         options = self._options(op, "DepthwiseConv2DOptions")
         names = self._weighted(ids, axis=3)
         slide = self._sliding(options, names[0], self._kernel(self.graph[names[1]].shape))
         attrs = A.DepthwiseConv2D(**slide, activation=self._activation_name(options))
-        self._node(names, attrs, self._activation(self.out))
+        self._node(names, attrs, self.activation(self.out))
 
     def _kernel(self, w: tuple[int, ...]) -> tuple[int, int]:
         if len(w) != 4:
@@ -261,7 +259,7 @@ class _Reader:
         if options.WeightsFormat() != 0:
             raise UnsupportedOpError(f"{self.where} has shuffled weights; export it for the default format")
         names = self._weighted(ids, axis=0)
-        x, w, out = self.graph[names[0]], self.graph[names[1]].shape, self._activation(self.out)
+        x, w, out = self.graph[names[0]], self.graph[names[1]].shape, self.activation(self.out)
         attrs = A.FullyConnected(self._activation_name(options))
         if len(w) != 2 or prod(x.shape) % w[1]:
             raise GraphError(f"{self.where}: an input {x.shape} does not fit weights {w}")
@@ -279,15 +277,15 @@ class _Reader:
 
     def _add(self, op: Any, ids: list[int]) -> None:
         activation = self._activation_name(self._options(op, "AddOptions"))
-        x1, x2 = (self._activation(i, constant=True) for i in ids)
+        x1, x2 = (self.activation(i, constant=True) for i in ids)
         if self.graph[x1].shape != self.graph[x2].shape:
             shapes = f"{self.graph[x1].shape} and {self.graph[x2].shape}"
             raise UnsupportedOpError(f"{self.where} broadcasts {shapes}; ADD needs two equal shapes")
-        self._node((x1, x2), A.Add(activation), self._activation(self.out))
+        self._node((x1, x2), A.Add(activation), self.activation(self.out))
 
     def _pool(self, op: Any, ids: list[int]) -> None:
         options = self._options(op, "Pool2DOptions")
-        x, out = self._activation(ids[0]), self._activation(self.out)
+        x, out = self.activation(ids[0]), self.activation(self.out)
         kernel = options.FilterHeight(), options.FilterWidth()
         slide = self._sliding(options, x, kernel)
         del slide["dilation"]
@@ -295,16 +293,16 @@ class _Reader:
         self._node((x,), A.Pool2D(kernel, **slide, activation=self._activation_name(options)), out)
 
     def _mean(self, op: Any, ids: list[int]) -> None:
-        x = self._activation(ids[0])
+        x = self.activation(ids[0])
         rank = len(self.graph[x].shape)
-        axes = tuple(sorted({int(a) + rank if a < 0 else int(a) for a in self._integers(ids[1]).reshape(-1)}))
+        axes = tuple(sorted({int(a) + rank if a < 0 else int(a) for a in self.integers(ids[1]).reshape(-1)}))
         if 0 in axes:
             raise UnsupportedOpError(f"{self.where} averages over the batch")
         attrs = A.Mean(axes, bool(self._options(op, "ReducerOptions").KeepDims()))
-        self._node((x,), attrs, self._activation(self.out))
+        self._node((x,), attrs, self.activation(self.out))
 
-    def _pad(self, op: Any, ids: list[int]) -> None:
-        x, out, table = self._activation(ids[0]), self._activation(self.out), self._integers(ids[1])
+    def _pad(self, _: Any, ids: list[int]) -> None:
+        x, out, table = self.activation(ids[0]), self.activation(self.out), self.integers(ids[1])
         if table.ndim != 2 or table.shape[1] != 2:
             raise GraphError(f"{self.where} has a padding table of shape {table.shape}")
         if len(table) and table[0].any():
@@ -312,14 +310,14 @@ class _Reader:
         self._same_quant(x, out)
         self._node((x,), A.Pad(tuple((int(a), int(b)) for a, b in table)), out)
 
-    def _reshape(self, op: Any, ids: list[int]) -> None:
-        x, out = self._activation(ids[0]), self._activation(self.out)
+    def _reshape(self, _: Any, ids: list[int]) -> None:
+        x, out = self.activation(ids[0]), self.activation(self.out)
         self._same_quant(x, out)
         self._node((x,), A.Reshape(self.graph[out].shape), out)
 
     def _softmax(self, op: Any, ids: list[int]) -> None:
         beta = float(self._options(op, "SoftmaxOptions").Beta())
-        x, out = self._activation(ids[0]), self._activation(self.out)
+        x, out = self.activation(ids[0]), self.activation(self.out)
         quant = self.graph[out].quant
         assert quant is not None
         scale, zero_point = quant.item()
@@ -336,96 +334,3 @@ class _Reader:
         (s1, z1), (s2, z2) = a.item(), b.item()
         if z1 != z2 or abs(s1 - s2) > 1e-6 * max(s1, s2):
             raise UnsupportedOpError(f"{self.where} changes the scale from {s1:g} to {s2:g}; this op cannot")
-
-    # -- tensors -----------------------------------------------------------------------------------------
-
-    def _tensor(self, index: int) -> Any:
-        if not 0 <= index < self.sub.TensorsLength():
-            raise IndexError(f"tensor {index} does not exist")
-        return self.sub.Tensors(index)
-
-    def _activation(self, index: int, *, constant: bool = False) -> str:
-        """Return the name of an int8 tensor with one scale."""
-        name = self._name(index)
-        tensor = self.graph[name]
-        if tensor.dtype != "int8":
-            raise UnsupportedOpError(
-                f"tensor {name!r} is {tensor.dtype}; convert the model with full integer quantization (int8)"
-            )
-        if tensor.quant is None or tensor.quant.scale.size != 1:
-            raise UnsupportedOpError(f"activation {name!r} needs exactly one scale")
-        if tensor.kind is Kind.CONSTANT and not constant:
-            raise UnsupportedOpError(f"{self.where}: tensor {name!r} is a constant where data should flow")
-        return name
-
-    def _name(self, index: int) -> str:
-        """Import tensor ``index`` once and return its name."""
-        if index not in self.names:
-            source = self._tensor(index)
-            name = self.graph.unique(_text(source.Name()) or f"tensor_{index}")
-            shape = tuple(_numbers(source.ShapeAsNumpy()))
-            if any(n < 1 for n in shape) or not shape or prod(shape) > _MAX_ELEMENTS:
-                raise GraphError(f"tensor {name!r} has shape {shape}")
-            if source.Sparsity() is not None or source.IsVariable():
-                raise UnsupportedOpError(
-                    f"tensor {name!r} is sparse or a variable; export a plain int8 model"
-                )
-            dtype, data = self._dtype(name, source), None
-            kind = Kind.INPUT if index in self.inputs else Kind.ACTIVATION
-            if kind is Kind.ACTIVATION and self._has_data(source):
-                kind, data = Kind.CONSTANT, self._data(source, dtype, shape)
-            quant = self._quant(name, source, shape)
-            self.names[index] = self.graph.add(Tensor(name, shape, dtype, kind, data, quant))
-        return self.names[index]
-
-    def _dtype(self, name: str, source: Any) -> str:
-        types = self.lib.TensorType
-        known = {types.FLOAT32: "float32", types.INT32: "int32", types.INT8: "int8"}
-        if source.Type() not in known:
-            names = {v: k for k, v in vars(types).items() if isinstance(v, int)}
-            given = names.get(source.Type(), source.Type())
-            raise UnsupportedOpError(f"tensor {name!r} is {given}; the engine has int8 data and int32 biases")
-        return known[source.Type()]
-
-    def _has_data(self, source: Any) -> bool:
-        # Buffer 0 is empty by convention and stands for "none".
-        return source.Buffer() > 0 and self.model.Buffers(source.Buffer()).DataLength() > 0
-
-    def _data(self, source: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        raw = self.model.Buffers(source.Buffer()).DataAsNumpy()
-        wanted = prod(shape) * np.dtype(dtype).itemsize
-        if raw.size != wanted:
-            raise ValueError(f"a constant of shape {shape} needs {wanted} bytes, the file has {raw.size}")
-        return raw.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
-
-    def _integers(self, index: int) -> np.ndarray:
-        """Return a constant int32 or int64 tensor that holds axes or paddings."""
-        source = self._tensor(index)
-        types = {self.lib.TensorType.INT32: "int32", self.lib.TensorType.INT64: "int64"}
-        if source.Type() not in types or not self._has_data(source):
-            raise UnsupportedOpError(f"{self.where} needs its axes or paddings as an integer constant")
-        return self._data(source, types[source.Type()], tuple(_numbers(source.ShapeAsNumpy())))
-
-    def _quant(self, name: str, source: Any, shape: tuple[int, ...]) -> Quant | None:
-        info = source.Quantization()
-        if info is None or info.ScaleLength() == 0:
-            return None
-        scale = np.array(info.ScaleAsNumpy(), np.float32)
-        zero_point = np.array(_numbers(info.ZeroPointAsNumpy()) or [0], np.int64)
-        if not np.all(np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)):
-            raise GraphError(f"tensor {name!r} has a scale that is not a positive number")
-        if np.any((zero_point < -128) | (zero_point > 127)) or zero_point.size not in (1, scale.size):
-            raise GraphError(f"tensor {name!r} has a zero point that is no int8 code")
-        axis = None if scale.size == 1 else info.QuantizedDimension()
-        if axis is not None and not (0 <= axis < len(shape) and shape[axis] == scale.size):
-            raise GraphError(f"tensor {name!r} of shape {shape} has {scale.size} scales on axis {axis}")
-        return Quant(scale, np.broadcast_to(zero_point, scale.shape).astype(np.int32), axis)
-
-
-def _numbers(values: Any) -> list[int]:
-    """Return a vector as ints; the accessors give 0 for a vector that is not there."""
-    return [] if isinstance(values, int) else [int(v) for v in values]
-
-
-def _text(raw: bytes | None) -> str:
-    return (raw or b"").decode("utf-8", "replace")

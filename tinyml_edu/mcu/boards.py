@@ -107,8 +107,8 @@ _LIST = (
         clock_hz=216_000_000,
         fpu="single",
         memory_note=(
-            "DTCM 64 KB (0x20000000), SRAM1 240 KB (0x20010000) and SRAM2 16 KB (0x2004C000) follow each other "
-            "without a hole, so that one arena may span all three; the 16 KB of ITCM (0x00000000) are not used"
+            "DTCM 64 KB (0x20000000), SRAM1 240 KB (0x20010000) and SRAM2 16 KB (0x2004C000) follow each "
+            "other without a hole, so that one arena may span all three; ITCM 16 KB (0x00000000) is not used"
         ),
         source="ST DS10916 (STM32F745xx/F746xx), RM0385",
     ),
@@ -123,8 +123,8 @@ _LIST = (
         fpu="double",
         sram_origin=0x2400_0000,
         memory_note=(
-            "AXI SRAM, 512 KB (0x24000000), the largest contiguous bank; DTCM 128 KB (0x20000000), SRAM1-3 288 KB "
-            "(0x30000000) and SRAM4 64 KB (0x38000000) lie elsewhere and are not used"
+            "AXI SRAM, 512 KB (0x24000000), the largest contiguous bank; DTCM 128 KB (0x20000000), SRAM1-3 "
+            "288 KB (0x30000000) and SRAM4 64 KB (0x38000000) lie elsewhere and are not used"
         ),
         source="ST DS12110 (STM32H742xI/G, H743xI/G; 480 MHz is revision V), RM0433",
     ),
@@ -151,8 +151,8 @@ _LIST = (
         flash_origin=0x1000_0000,
         boot_bytes=256,
         memory_note=(
-            "SRAM0-3, 256 KB striped (0x20000000), and SRAM4-5, 2 x 4 KB (0x20040000), are contiguous; flash is an "
-            "external chip, run in place through a cache, whose first 256 bytes hold the second-stage boot loader"
+            "SRAM0-3, 256 KB striped (0x20000000), and SRAM4-5, 2 x 4 KB (0x20040000), are contiguous; flash "
+            "is an external chip, run in place through a cache; its first 256 bytes hold the boot loader"
         ),
         source="Raspberry Pi RP2040 Datasheet (sections 2.6 and 2.8), Pico Datasheet",
     ),

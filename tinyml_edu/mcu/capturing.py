@@ -58,15 +58,23 @@ def capture(model: nn.Module, example: torch.Tensor) -> Graph:
     >>> [(n.name, n.op, n.attrs.activation) for n in capture(net, torch.zeros(1, 3, 8, 8)).nodes]
     [('0', 'CONV_2D', 'relu')]
     """
+    return fold(transcribe(model, example)).validate()
+
+
+def transcribe(model: nn.Module, example: torch.Tensor) -> Graph:
+    """Return the literal graph of a model, before folding: surgery on the model reads it.
+
+    Nodes are named by the path of the ``torch.nn`` layer that they come from.  Batch norms and activations
+    are nodes of the ops ``BATCH_NORM`` and ``ACTIVATION``, which only `capture_fold` knows.  Parameters and
+    errors are those of `capture`.
+    """
     examples = example if isinstance(example, tuple) else (example,)
     for x in examples:
         if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim >= 2 and len(x) > 0):
             raise UsageError(
                 "capture needs an example input: a float tensor such as torch.zeros(1, 3, 32, 32)"
             )
-    program = _export(model, tuple(x[:1] for x in examples))
-    graph = _transcribe(program, type(model).__name__)
-    return fold(graph).validate()
+    return _transcribe(_export(model, tuple(x[:1] for x in examples)), type(model).__name__)
 
 
 @contextmanager

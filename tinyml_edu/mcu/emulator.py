@@ -17,11 +17,12 @@ import numpy as np
 from ..errors import DataError, ToolchainError, UsageError
 from . import cycles, toolchain
 from .boards import Board, get_board
-from .elf import Image, read_elf
+from .elf import read_elf
 
 DEFAULT_LIMIT = 2_000_000_000
 _HOOK_SOURCE = Path(__file__).parent / "hook" / "count_hook.c"
 _DEPTH = 64  # TE_DEPTH of the hook
+_TOO_DEEP, _NOT_CODE = 1, 2  # problems that the hook reports
 _PAGE = 4096
 _SYSTEM_SPACE = (0xE000_E000, 0x1000)  # system control space: the start-up code enables the FPU there
 _BREAKPOINT = 7  # QEMU's EXCP_BKPT
@@ -47,6 +48,9 @@ class _Counter(ctypes.Structure):
         ("taken", ctypes.c_uint64),
         ("limit", ctypes.c_uint64),
         ("slots", ctypes.c_void_p),
+        ("before", ctypes.c_void_p),
+        ("cycles_sum", ctypes.c_void_p),
+        ("last", ctypes.c_void_p),
         ("hits", ctypes.c_void_p),
         ("totals", ctypes.c_void_p),
         ("watched", ctypes.c_void_p),
@@ -56,10 +60,12 @@ class _Counter(ctypes.Structure):
         ("slot_count", ctypes.c_uint32),
         ("functions", ctypes.c_uint32),
         ("sp_low", ctypes.c_uint32),
+        ("sp_limit", ctypes.c_uint32),
+        ("sp_top", ctypes.c_uint32),
         ("next", ctypes.c_uint32),
-        ("last_slot", ctypes.c_uint32),
+        ("refill", ctypes.c_uint32),
         ("depth", ctypes.c_uint32),
-        ("overflow", ctypes.c_uint32),
+        ("problem", ctypes.c_uint32),
         ("sp_register", ctypes.c_int32),
         ("lr_register", ctypes.c_int32),
         ("frames", _Frame * _DEPTH),
@@ -176,7 +182,8 @@ class Machine:
     """An emulated board, booted, that runs inferences one by one.
 
     Parameters are those of `emulate`; ``watch`` are the functions that get an account of their own, by
-    default every ``model_layer_<i>``.
+    default every ``model_layer_<i>``; ``each`` counts instruction by instruction instead of block by block
+    (the same counts, slower: the tests compare the two).
     """
 
     def __init__(
@@ -187,6 +194,7 @@ class Machine:
         trace: bool = False,
         limit: int = DEFAULT_LIMIT,
         watch: tuple[str, ...] | None = None,
+        each: bool = False,
     ) -> None:
         self.board, self.image, self.limit = get_board(board), read_elf(elf_path), limit
         arena = self.image.symbol("te_arena")
@@ -201,7 +209,7 @@ class Machine:
         self.cycles_each: list[int] = []
         self._taken = 0
         self._uc = self._boot()
-        self._counter = self._attach(trace)
+        self._counter = self._attach(trace, each)
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -214,7 +222,8 @@ class Machine:
             "cortex-m4": unicorn.arm_const.UC_CPU_ARM_CORTEX_M4,
             "cortex-m7": unicorn.arm_const.UC_CPU_ARM_CORTEX_M7,
         }[self.board.core]
-        uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
+        # Not UC_MODE_MCLASS: with it, unicorn ignores the model asked for and emulates a Cortex-M33.
+        uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
         uc.ctl_set_cpu_model(model)
         board = self.board
         uc.mem_map(board.flash_origin, _pages(board.flash_bytes), unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
@@ -223,7 +232,7 @@ class Machine:
         for segment in self.image.segments:
             end = segment.address + len(segment.data)
             if segment.address < board.flash_origin or end > board.flash_origin + board.flash_bytes:
-                raise DataError(f"the image lies outside the flash of {board.name}; compile it for this board")
+                raise DataError(f"the image is not linked for the flash of {board.name}; compile it for it")
             uc.mem_write(segment.address, segment.data)
         self.stack_top, entry = np.frombuffer(bytes(uc.mem_read(board.vector_table, 8)), "<u4").tolist()
         self._stack_limit = self.stack_top - self.image.stack
@@ -235,37 +244,45 @@ class Machine:
         uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_bad_access)
         return uc
 
-    def _attach(self, trace: bool) -> _Counter:
+    def _attach(self, trace: bool, each: bool) -> _Counter:
         """Build the records of all code and add the native hooks to the emulator."""
         unicorn = _unicorn()
         library = _hook_library()
         uclib = unicorn.unicorn_py3.unicorn.uclib
         code = max((s for s in self.image.segments if s.executable), key=lambda s: len(s.data))
-        base, size = code.address, len(code.data) + len(code.data) % 2
-        decoded = cycles.disassemble(code.data, base, self.image.machine_ranges)
-        self._slots = cycles.records(decoded, self.board.core, base, size)
-        entries = np.array([self.image.symbols[n].address for n in self._watched], np.uint32)
-        self._slots[(entries - base) // 2] |= cycles.WATCH
-        self._hits = np.zeros(size // 2, np.uint64)
-        self._totals = np.zeros((len(entries), 3), np.uint64)
-        self._entries = entries
+        decoded = cycles.disassemble(code.data, code.address, self.image.machine_ranges)
+        self._tables = tables = cycles.tables(decoded, self.board.core, code.address, len(code.data))
+        self._entries = np.array([self.image.symbols[n].address for n in self._watched], np.uint32)
+        tables.records[(self._entries - code.address) // 2] |= cycles.WATCH
+        self._hits = np.zeros(len(tables.records), np.int64)
+        self._totals = np.zeros((len(self._entries), 3), np.uint64)
         counter = _Counter(
             limit=self.limit,
-            slots=self._slots.ctypes.data,
+            slots=tables.records.ctypes.data,
+            before=tables.before.ctypes.data,
+            cycles_sum=tables.cycles_sum.ctypes.data,
+            last=tables.last.ctypes.data,
             hits=self._hits.ctypes.data,
             totals=self._totals.ctypes.data,
-            watched=entries.ctypes.data,
+            watched=self._entries.ctypes.data,
             reg_read=ctypes.cast(uclib.uc_reg_read, ctypes.c_void_p),
             stop=ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p),
-            code_base=base,
-            slot_count=size // 2,
-            functions=len(entries),
+            code_base=code.address,
+            slot_count=len(tables.records) - 1,
+            functions=len(self._entries),
             sp_low=self.stack_top,
+            sp_limit=self._stack_limit,
+            sp_top=self.stack_top,
             next=self._pc & ~1,
             sp_register=unicorn.arm_const.UC_ARM_REG_SP,
             lr_register=unicorn.arm_const.UC_ARM_REG_LR,
         )
-        _add_hook(self._uc, unicorn.UC_HOOK_CODE, library.te_count, counter, 1, 0)
+        if each:
+            _add_hook(self._uc, unicorn.UC_HOOK_CODE, library.te_count_each, counter)
+        else:
+            _add_hook(self._uc, unicorn.UC_HOOK_BLOCK, library.te_count_block, counter)
+        for address in tables.behind_sp:
+            _add_hook(self._uc, unicorn.UC_HOOK_CODE, library.te_watch_stack, counter, address)
         self.reads = self.writes = None
         if trace:
             self.reads, self.writes = (np.zeros(self.arena_bytes, np.uint32) for _ in range(2))
@@ -273,17 +290,18 @@ class Machine:
                 self.reads.ctypes.data, self.writes.ctypes.data, self.arena_address, self.arena_bytes
             )
             kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
-            _add_hook(self._uc, kinds, library.te_trace_access, self._trace, 1, 0)
+            _add_hook(self._uc, kinds, library.te_trace_access, self._trace)
         return counter
 
     # -- running --------------------------------------------------------------------------------
 
     def infer(self, codes: bytes, input_offset: int, output_bytes: int, output_offset: int) -> bytes:
         """Write an input, run to the next breakpoint and return the output."""
-        for what, offset, size in (("input", input_offset, len(codes)), ("output", output_offset, output_bytes)):
+        places = {"input": (input_offset, len(codes)), "output": (output_offset, output_bytes)}
+        for what, (offset, size) in places.items():
             if offset < 0 or offset + size > self.arena_bytes:
                 raise UsageError(
-                    f"the {what} ({size} bytes at {offset}) does not lie in the arena of {self.arena_bytes} bytes"
+                    f"the {what} ({size} bytes at {offset}) is outside the arena of {self.arena_bytes} bytes"
                 )
         if not self.instructions_each:
             self._run_to_model()
@@ -322,9 +340,13 @@ class Machine:
             self._fault = self._fault or str(error)
         pc = self._uc.reg_read(unicorn.arm_const.UC_ARM_REG_PC)
         if self._fault:
-            raise ToolchainError(f"the firmware faulted at {self.image.where(pc)} (pc {pc:#010x}): {self._fault}")
-        if self._counter.overflow:
+            raise ToolchainError(
+                f"the firmware faulted at {self.image.where(pc)} ({pc:#010x}): {self._fault}"
+            )
+        if self._counter.problem == _TOO_DEEP:
             raise ToolchainError(f"more than {_DEPTH} nested watched calls at {self.image.where(pc)}")
+        if self._counter.problem == _NOT_CODE:
+            raise ToolchainError(f"the firmware ran into data at {self.image.where(pc)} (pc {pc:#010x})")
         if self._at_breakpoint:
             self._pc = (pc + 2) | 1
         elif pc == until:
@@ -370,9 +392,11 @@ class Machine:
 
     def result(self, outputs: np.ndarray) -> EmulationResult:
         """Return the account of all inferences so far, with the outputs given."""
-        layers = {name: self._totals[i].tolist() for i, name in enumerate(self._watched) if name != "model_invoke"}
+        layers = {
+            name: self._totals[i].tolist() for i, name in enumerate(self._watched) if name != "model_invoke"
+        }
         worst = int(np.argmax(self.instructions_each))
-        executed = np.flatnonzero(self._hits)
+        hits = np.cumsum(self._hits) * ((self._tables.records & cycles.CODE) != 0)
         return EmulationResult(
             outputs=outputs,
             instructions=self.instructions_each[worst],
@@ -385,7 +409,7 @@ class Machine:
             layer_cycles={name: total[2] for name, total in layers.items()},
             layer_calls={name: total[0] for name, total in layers.items()},
             taken_branches=self._taken,
-            hits={self._counter.code_base + 2 * int(i): int(self._hits[i]) for i in executed},
+            hits={self._counter.code_base + 2 * int(i): int(hits[i]) for i in np.flatnonzero(hits)},
             reads=self.reads,
             writes=self.writes,
         )
@@ -409,12 +433,16 @@ def _hook_library() -> ctypes.CDLL:
     """Compile the hook (once per computer) and load it; refuse it if its layout is not ours."""
     library = ctypes.CDLL(str(toolchain.compile_shared([_HOOK_SOURCE], name="count_hook")))
     if library.te_counter_bytes() != ctypes.sizeof(_Counter):
-        raise ToolchainError("the native hook does not match this version; remove the compiled files in the cache")
+        raise ToolchainError("the native hook is of another version; remove the compiled files in the cache")
     return library
 
 
-def _add_hook(uc: Any, kind: int, function: Any, state: ctypes.Structure, begin: int, end: int) -> None:
-    """Register a native function; unicorn's own ``hook_add`` would wrap it in a slow Python callback."""
+def _add_hook(uc: Any, kind: int, function: Any, state: ctypes.Structure, address: int | None = None) -> None:
+    """Register a native function, for one address or for all.
+
+    unicorn's own ``hook_add`` would wrap it in a Python callback, a hundred times slower.
+    """
+    begin, end = (1, 0) if address is None else (address, address)  # unicorn: begin > end means everywhere
     module = _unicorn().unicorn_py3.unicorn
     handle = ctypes.c_size_t()
     status = module.uclib.uc_hook_add(

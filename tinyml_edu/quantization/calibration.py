@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import ir
+from ..data.dataset import normalised
 from ..errors import UsageError
 from ..ir.graph import Graph
 
@@ -55,23 +56,24 @@ def as_stored(graph: Graph, x: Any) -> np.ndarray:
         Graph with one input.
     x : ndarray or torch.Tensor
         An array is taken as stored, (n, H, W, C) or (n, F); a tensor as PyTorch's (n, C, H, W) or (n, F).
+        Floats are taken as they are; an array of uint8 pixels is mapped to [-1, 1], as in training.
 
     Raises
     ------
     UsageError
-        If the shape does not fit, or the values are integers: pixels must be normalised as in training.
+        If the shape or the type does not fit.
     """
     if len(graph.inputs) != 1:
         raise UsageError(f"graph {graph.name} has {len(graph.inputs)} inputs; only one is supported here")
     shape = graph[graph.inputs[0]].shape
     if hasattr(x, "detach"):  # a torch tensor, without importing torch
-        x = x.detach().cpu().float().numpy()
+        x = x.detach().cpu().numpy()
         x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
     x = np.asarray(x)
     if x.ndim != len(shape) or x.shape[1:] != shape[1:]:
         raise UsageError(
             f"inputs have shape {x.shape}, the network reads (n, {', '.join(map(str, shape[1:]))})"
         )
-    if not np.issubdtype(x.dtype, np.floating):
-        raise UsageError(f"inputs are {x.dtype}; normalise them as in training, with data.to_tensor(x)")
-    return np.ascontiguousarray(x, np.float32)
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise UsageError(f"inputs are {x.dtype}; pass uint8 pixels, or floats normalised as in training")
+    return normalised(x)

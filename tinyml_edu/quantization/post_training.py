@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.dataset import normalised
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, Kind, Node, Quant, Tensor
 from ..ir.int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
@@ -65,7 +66,7 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
     config : QuantConfig, optional
         Default: 8 bits, a scale for each output channel, minimum and maximum as ranges.
     calibration : ndarray or torch.Tensor
-        Inputs as in use, normalised: an array (n, H, W, C) or (n, F), or a tensor (n, C, H, W) or (n, F).
+        Inputs as in use, see `calibration.as_stored`.
         A few hundred are usually enough.
 
     Returns
@@ -80,7 +81,7 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
         If the model holds an operation that cannot be captured.
     """
     if calibration is None:
-        raise UsageError("quantize needs calibration inputs; pass calibration=data.to_tensor(train.x[:256])")
+        raise UsageError("quantize needs calibration inputs; pass calibration=train.x[:256]")
     graph = model if isinstance(model, Graph) else _capture(model, calibration)
     if is_int8(graph):
         raise UsageError(f"graph {graph.name} is int8 already; pass the float graph or the torch model")
@@ -95,7 +96,7 @@ def _capture(model: Any, calibration: Any) -> Graph:
 
     example = calibration[:1]
     if not isinstance(example, torch.Tensor):
-        example = torch.from_numpy(np.ascontiguousarray(example))
+        example = torch.from_numpy(normalised(np.asarray(example)))
         example = example.permute(0, 3, 1, 2) if example.ndim == 4 else example
     return capture(model, example)
 
@@ -205,8 +206,8 @@ def _weight_scale(
 
     The bias is stored in steps of ``s_x * s_w``: a channel whose weights are tiny or 0 beside its bias (batch
     norms leave such channels) would overflow int32.  Two floors prevent it: the bias code stays within
-    `BIAS_LIMIT`, and ``s_x * s_w / s_y >= 2**-24``.  At the second floor rounding the weights moves an output by at
-    most ``fan_in * 255 / 2 * 2**-24`` codes, below 0.04 for a fan-in of 4,608.
+    `BIAS_LIMIT`, and ``s_x * s_w / s_y >= 2**-24``.  At the second floor rounding the weights moves an
+    output by at most ``fan_in * 255 / 2 * 2**-24`` codes, below 0.04 for a fan-in of 4,608.
     """
     scale = symmetric_scale(w, axis)
     largest = np.abs(bias) if axis is not None else np.abs(bias).max(keepdims=True)

@@ -41,7 +41,7 @@ class QuantizedModel:
         Parameters
         ----------
         x : ndarray (n, H, W, C) or (n, F), or torch.Tensor (n, C, H, W) or (n, F)
-            Normalised as in training.
+            Floats normalised as in training, or an array of uint8 pixels, see `calibration.as_stored`.
         """
         return self._quant(self.graph.inputs[0]).quantize(as_stored(self.graph, x))
 
@@ -50,7 +50,7 @@ class QuantizedModel:
         codes = self.input_codes(x)
         starts = range(0, max(len(codes), 1), batch_size)
         parts = [ir.run(self.graph, codes[i : i + batch_size], requant=requant) for i in starts]
-        return np.concatenate(parts)  # type: ignore[arg-type]
+        return np.concatenate(parts)
 
     def logits(self, x: Any, *, requant: str = "exact") -> np.ndarray:
         """Return the real values (n, ...), float32, that the output codes stand for."""

@@ -24,7 +24,7 @@ FORMAT = "tinyml_edu.graph/1"
 
 
 def save_graph(graph: Graph, path: Path) -> None:
-    """Write ``graph`` to ``path`` through a temporary file, so that a half-written file never stands there."""
+    """Write ``graph`` to ``path``, whole or not at all."""
     from .._checkpoints import write_atomically
 
     arrays: dict[str, np.ndarray] = {}
@@ -81,16 +81,16 @@ def _structure(graph: Graph) -> dict[str, Any]:
 
 
 def _graph(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Graph:
-    ends = {key: tuple(structure[key]) for key in ("inputs", "outputs")}
-    graph = Graph(structure["name"], **ends)
+    inputs, outputs = tuple(structure["inputs"]), tuple(structure["outputs"])
+    graph = Graph(structure["name"], inputs=inputs, outputs=outputs)
     for name, shape, dtype, kind, axis in structure["tensors"]:
         quant = None
         if f"{name}/scale" in arrays:
             quant = Quant(arrays[f"{name}/scale"], arrays[f"{name}/zero_point"], axis)
         graph.add(Tensor(name, tuple(shape), dtype, Kind(kind), arrays.get(f"{name}/data"), quant))
-    for name, op, inputs, outputs, attrs in structure["nodes"]:
+    for name, op, reads, writes, attrs in structure["nodes"]:
         made = OPS[op].attrs(**{key: _tuples(value) for key, value in attrs.items()})
-        graph.nodes.append(Node(name, op, tuple(inputs), tuple(outputs), made))
+        graph.nodes.append(Node(name, op, tuple(reads), tuple(writes), made))
     for node in graph.validate().nodes:
         if infer_shape(graph, node) != graph[node.outputs[0]].shape:
             raise GraphError(f"the shape of {node.outputs[0]!r} does not follow from its inputs")

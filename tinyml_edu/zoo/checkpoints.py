@@ -1,4 +1,4 @@
-"""Checkpoints with cards: ``<name>.safetensors`` holds the weights, ``<name>.json`` says where they are from."""
+"""Checkpoints with cards: ``<name>.safetensors`` holds weights, ``<name>.json`` says where they are from."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Card = dict[str, Any]
 
 ``name``; ``model`` = ``{name, classes, in_channels, width}``, the arguments of :func:`models.build`;
 ``classes`` = what each logit stands for; ``parameters``; ``data`` = ``{name, parameters, source, train,
-validation, test}`` with the numbers of examples; ``recipe`` = the fields of ``TrainConfig``; ``runs`` = a list
-of ``{seed, validation_accuracy, test_accuracy, seconds, cpu_seconds, epochs}``, the first of which is the one
-in the file; ``test_accuracy`` = ``{mean, min, max, seeds}``; ``precision``; ``torch``; ``sha256``.
+validation, test}`` with the numbers of examples; ``recipe`` = the fields of ``TrainConfig``; ``runs`` = one
+``{seed, epochs, validation_accuracy, test_accuracy, seconds, cpu_seconds, precision, device}`` a seed, the
+first of which is the one in the file; ``test_accuracy`` = ``{mean, min, max, seeds}``; ``torch``; ``sha256``.
 """
 
 
@@ -78,7 +78,9 @@ def load(name: str, folder: Path | str = FOLDER) -> tuple[nn.Module, Card]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read checkpoint {path}: {error.strerror or error}; reinstall tinyml_edu") from None
+        raise DataError(
+            f"cannot read checkpoint {path}: {error.strerror or error}; reinstall tinyml_edu"
+        ) from None
     if hashlib.sha256(data).hexdigest() != found["sha256"]:
         raise DataError(f"checkpoint {path} is corrupt: its sha256 is not the card's; reinstall tinyml_edu")
     # Building draws first weights that are thrown away; the caller's random numbers must not move.

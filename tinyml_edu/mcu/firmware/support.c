@@ -9,11 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A compiler that knows memcpy turns a copying loop into a call to memcpy: here, into endless recursion. */
+/* A compiler that knows memset turns a filling loop into a call to memset, and a call to memset into one to
+ * __aeabi_memset: here, both would be endless recursion.  Inlined, a loop would lose the attribute. */
 #if defined(__clang__)
-#define TE_LOOP __attribute__((no_builtin))
+#define TE_LOOP __attribute__((no_builtin, noinline))
 #else
-#define TE_LOOP __attribute__((optimize("no-tree-loop-distribute-patterns")))
+#define TE_LOOP __attribute__((optimize("no-tree-loop-distribute-patterns"), noinline))
 #endif
 
 TE_LOOP void *memcpy(void *restrict to, const void *restrict from, size_t bytes) {
@@ -29,32 +30,41 @@ TE_LOOP void *memcpy(void *restrict to, const void *restrict from, size_t bytes)
 TE_LOOP void *memmove(void *to, const void *from, size_t bytes) {
     uint8_t *d = to;
     const uint8_t *s = from;
-    if (d <= s || d >= s + bytes) return memcpy(to, from, bytes); /* ascending words and bytes are safe */
-    while (bytes-- > 0) d[bytes] = s[bytes];
+    if (d <= s || d >= s + bytes) {
+        while (bytes-- > 0) *d++ = *s++;
+    } else {
+        while (bytes-- > 0) d[bytes] = s[bytes];
+    }
     return to;
 }
 
-TE_LOOP void *memset(void *to, int value, size_t bytes) {
+TE_LOOP static void te_fill(void *to, int value, size_t bytes) {
     uint8_t *d = to;
     const uint32_t word = (uint32_t)(uint8_t)value * 0x01010101u;
     for (; bytes > 0 && ((uintptr_t)d & 3u) != 0; --bytes) *d++ = (uint8_t)value;
     for (; bytes >= 4; bytes -= 4, d += 4) *(uint32_t *)d = word;
     while (bytes-- > 0) *d++ = (uint8_t)value;
+}
+
+TE_LOOP void *memset(void *to, int value, size_t bytes) {
+    te_fill(to, value, bytes);
     return to;
 }
 
-void __aeabi_memcpy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
-void __aeabi_memcpy4(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
-void __aeabi_memcpy8(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
-void __aeabi_memmove(void *to, const void *from, size_t bytes) { memmove(to, from, bytes); }
-void __aeabi_memmove4(void *to, const void *from, size_t bytes) { memmove(to, from, bytes); }
-void __aeabi_memmove8(void *to, const void *from, size_t bytes) { memmove(to, from, bytes); }
-void __aeabi_memset(void *to, size_t bytes, int value) { memset(to, value, bytes); }
-void __aeabi_memset4(void *to, size_t bytes, int value) { memset(to, value, bytes); }
-void __aeabi_memset8(void *to, size_t bytes, int value) { memset(to, value, bytes); }
-void __aeabi_memclr(void *to, size_t bytes) { memset(to, 0, bytes); }
-void __aeabi_memclr4(void *to, size_t bytes) { memset(to, 0, bytes); }
-void __aeabi_memclr8(void *to, size_t bytes) { memset(to, 0, bytes); }
+void __aeabi_memcpy(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
+void __aeabi_memcpy4(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
+void __aeabi_memcpy8(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
+void __aeabi_memmove(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
+void __aeabi_memmove4(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
+void __aeabi_memmove8(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
+
+/* The Arm names take the byte count before the value. */
+TE_LOOP void __aeabi_memset(void *to, size_t bytes, int value) { te_fill(to, value, bytes); }
+void __aeabi_memset4(void *to, size_t bytes, int value) __attribute__((alias("__aeabi_memset")));
+void __aeabi_memset8(void *to, size_t bytes, int value) __attribute__((alias("__aeabi_memset")));
+TE_LOOP void __aeabi_memclr(void *to, size_t bytes) { te_fill(to, 0, bytes); }
+void __aeabi_memclr4(void *to, size_t bytes) __attribute__((alias("__aeabi_memclr")));
+void __aeabi_memclr8(void *to, size_t bytes) __attribute__((alias("__aeabi_memclr")));
 
 /* Leading zeros of a word; 32 for 0.  Binary search: no table, no loop. */
 int __clzsi2(uint32_t value) {

@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: MIT
- * The emulator's counter: called before every instruction that the emulated core executes.
+ * The emulator's counters: native callbacks that the emulator calls while it runs a program.
  *
- * One record per halfword of code holds what cycles.py knows about the instruction there; the hook adds
- * up instructions, cycles, taken branches and executions per address, and keeps a stack of the watched
- * functions that are running, so that each gets its inclusive cost, callees too.  A function ends where its
- * link register pointed at entry, with the stack pointer of entry: tail calls and recursion come out right.
+ * te_count_block runs once before each block of straight-line code and reads what the block costs from
+ * running sums over the code; te_count_each runs before every instruction and adds up one record at a
+ * time: the plain version, several times slower, to which the first is compared.  Both keep a stack of the
+ * watched functions that are running, so that each gets its inclusive cost, callees too.  A function ends
+ * where its link register pointed at entry, with the stack pointer of entry: tail calls and recursion come
+ * out right.
  *
+ * Code is indexed by halfword from code_base; cycles.py fills the records.
  * struct te_counter is mirrored by _Counter in emulator.py, which checks te_counter_bytes() against its own.
  */
 #include <stdint.h>
 
 #define TE_CYCLES(slot) ((slot) & 0xFFu)             /* cycles of the instruction itself */
-#define TE_ARRIVAL(slot) (((slot) >> 8) & 0xFFu)     /* more, if it was reached by a branch */
+#define TE_ARRIVAL(slot) ((int8_t)((slot) >> 8))     /* change, if it was reached by a branch */
 #define TE_REFILL(slot) (((slot) >> 16) & 0xFFu)     /* more, if the next one does not follow it */
 #define TE_WATCH 0x01000000u                         /* a watched function starts here */
 #define TE_RETURN 0x02000000u                        /* a watched function returned here at least once */
-#define TE_MOVES_SP 0x04000000u                      /* may lower the stack pointer */
-#define TE_EVENT 0x07000000u
+#define TE_CODE 0x08000000u                          /* an instruction starts here */
 #define TE_DEPTH 64
 
 typedef int (*te_reg_read)(void *engine, int id, void *value);
@@ -29,17 +31,23 @@ struct te_frame {
 
 struct te_counter {
     uint64_t instructions, cycles, taken, limit;
-    uint32_t *slots;             /* (slot_count) records, one a halfword from code_base */
-    uint64_t *hits;              /* (slot_count) executions */
+    uint32_t *slots;             /* (slots + 1) records */
+    const uint32_t *before;      /* (slots + 1) instructions that start below each halfword */
+    const uint32_t *cycles_sum;  /* (slots + 1) their cycles */
+    const uint32_t *last;        /* (slots + 1) halfword of the instruction that ends where this one starts */
+    int64_t *hits;               /* (slots + 1) executions, as steps: +1 where a run of code starts, -1 at its end */
     uint64_t *totals;            /* (functions, 3) calls, instructions, cycles */
     const uint32_t *watched;     /* (functions) entry addresses, ascending */
     te_reg_read reg_read;
     te_stop stop;
-    uint32_t code_base, slot_count, functions, sp_low;
-    uint32_t next, last_slot, depth, overflow;
+    uint32_t code_base, slot_count, functions;
+    uint32_t sp_low, sp_limit, sp_top;
+    uint32_t next, refill, depth, problem;
     int32_t sp_register, lr_register;
     struct te_frame frames[TE_DEPTH];
 };
+
+enum { TE_TOO_DEEP = 1, TE_NOT_CODE = 2 };
 
 /* Accesses per byte of one RAM window; for the heat map of the arena. */
 struct te_trace {
@@ -68,13 +76,17 @@ static void leave(struct te_counter *c, uint32_t address, uint32_t sp) {
     }
 }
 
+static void fail(struct te_counter *c, void *engine, uint32_t problem) {
+    c->problem = problem;
+    c->stop(engine);
+}
+
 static void enter(struct te_counter *c, void *engine, uint32_t address, uint32_t sp) {
+    uint32_t low = 0, high = c->functions;
     if (c->depth == TE_DEPTH) {
-        c->overflow = 1;
-        c->stop(engine);
+        fail(c, engine, TE_TOO_DEEP);
         return;
     }
-    uint32_t low = 0, high = c->functions;
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
         if (c->watched[middle] < address) low = middle + 1;
@@ -86,30 +98,78 @@ static void enter(struct te_counter *c, void *engine, uint32_t address, uint32_t
     c->frames[c->depth++] = (struct te_frame){c->instructions, c->cycles, back, sp, low, 0};
 }
 
-void te_count(void *engine, uint64_t address, uint32_t size, void *user) {
-    struct te_counter *c = user;
-    const uint32_t here = (uint32_t)address, index = (here - c->code_base) >> 1;
-    if (index >= c->slot_count) { /* not a place where code can lie: the fetch itself will fault */
-        c->stop(engine);
-        return;
-    }
+/* What both counters do when control reaches an address: close the branch that led here, then the
+ * functions that returned here, then open the one that starts here. */
+static inline void arrive(struct te_counter *c, void *engine, uint32_t here, uint32_t index) {
     if (here != c->next) {
-        c->cycles += TE_REFILL(c->last_slot);
+        c->cycles += c->refill;
         c->taken += 1;
     }
-    if ((c->slots[index] & (TE_WATCH | TE_RETURN)) | (c->last_slot & TE_MOVES_SP)) {
+    if (c->slots[index] & (TE_WATCH | TE_RETURN)) {
         const uint32_t sp = read_register(c, engine, c->sp_register);
-        if (sp < c->sp_low) c->sp_low = sp;
         if (c->slots[index] & TE_RETURN) leave(c, here, sp);
         if (c->slots[index] & TE_WATCH) enter(c, engine, here, sp);
     }
-    const uint32_t slot = c->slots[index];
-    c->cycles += TE_CYCLES(slot) + (here != c->next ? TE_ARRIVAL(slot) : 0);
+    if (here != c->next) c->cycles += (uint64_t)(int64_t)TE_ARRIVAL(c->slots[index]);
+}
+
+void te_count_block(void *engine, uint64_t address, uint32_t size, void *user) {
+    struct te_counter *c = user;
+    const uint32_t here = (uint32_t)address;
+    const uint32_t index = (here - c->code_base) >> 1, end = index + (size >> 1);
+    if (index >= c->slot_count || end > c->slot_count || !(c->slots[index] & TE_CODE)) {
+        fail(c, engine, TE_NOT_CODE);
+        return;
+    }
+    arrive(c, engine, here, index);
+    c->instructions += c->before[end] - c->before[index];
+    c->cycles += c->cycles_sum[end] - c->cycles_sum[index];
     c->hits[index] += 1;
-    c->instructions += 1;
-    c->last_slot = slot;
+    c->hits[end] -= 1;
+    c->refill = TE_REFILL(c->slots[c->last[end]]);
     c->next = here + size;
     if (c->instructions >= c->limit) c->stop(engine);
+}
+
+/* The emulator reports no instruction whose IT condition fails, though the core spends a cycle on it: a gap
+ * behind an instruction that cannot branch is such a run, and is counted like any other code. */
+static void skipped(struct te_counter *c, uint32_t index) {
+    const uint32_t from = (c->next - c->code_base) >> 1;
+    c->instructions += c->before[index] - c->before[from];
+    c->cycles += c->cycles_sum[index] - c->cycles_sum[from];
+    c->hits[from] += 1;
+    c->hits[index] -= 1;
+    c->refill = TE_REFILL(c->slots[c->last[index]]);
+    c->next = c->code_base + 2 * index;
+}
+
+void te_count_each(void *engine, uint64_t address, uint32_t size, void *user) {
+    struct te_counter *c = user;
+    const uint32_t here = (uint32_t)address, index = (here - c->code_base) >> 1;
+    if (index >= c->slot_count) {
+        fail(c, engine, TE_NOT_CODE);
+        return;
+    }
+    if (here != c->next && c->refill == 0) skipped(c, index);
+    arrive(c, engine, here, index);
+    const uint32_t slot = c->slots[index];
+    c->instructions += 1;
+    c->cycles += TE_CYCLES(slot);
+    c->hits[index] += 1;
+    c->hits[index + (size >> 1)] -= 1;
+    c->refill = TE_REFILL(slot);
+    c->next = here + size;
+    if (c->instructions >= c->limit) c->stop(engine);
+}
+
+/* Runs behind each instruction that moves the stack pointer.  A value outside the reserved stack is no
+ * stack pointer (hand-written kernels use the register for other things) or is about to fault. */
+void te_watch_stack(void *engine, uint64_t address, uint32_t size, void *user) {
+    struct te_counter *c = user;
+    const uint32_t sp = read_register(c, engine, c->sp_register);
+    (void)address;
+    (void)size;
+    if (sp < c->sp_low && sp >= c->sp_limit && sp <= c->sp_top) c->sp_low = sp;
 }
 
 /* kind: 16 a read, 17 a write (UC_MEM_READ, UC_MEM_WRITE); the window is checked byte by byte, since an

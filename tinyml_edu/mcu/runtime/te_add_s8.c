@@ -47,7 +47,7 @@ te_status te_add_s8(const te_add_params *p, const int8_t *x1, const int8_t *x2, 
             const int32_t s1 = rescale(x1[i * p->row_1 + j], p->x1_zp, p->multiplier_1, p->exponent_1);
             const int32_t s2 = rescale(x2[i * p->row_2 + j], p->x2_zp, p->multiplier_2, p->exponent_2);
             const int32_t sum = te_requant(s1 + s2, p->multiplier_y, p->exponent_y);
-            y[i * p->out.row + j] = te_store(sum, p->y_zp, p->y_min, p->y_max);
+            y[i * p->out.row + j] = te_narrow(sum, p->y_zp, p->y_min, p->y_max);
         }
     }
     return TE_OK;

@@ -16,6 +16,7 @@
  */
 #include "te_check.h"
 #include "te_dot.h"
+#include "te_finish.h"
 #include "te_window.h"
 
 /* What one output pixel reads: `rows` lines of `runs` runs, each run `length` adjacent elements in x and in w. */
@@ -43,9 +44,11 @@ static patch locate(const te_conv_params *p, const int8_t *x, const int8_t *w, t
     return a;
 }
 
-static void accumulate_4(const patch *a, int32_t x_zp, int32_t o, int32_t acc[4]) {
+static TE_OWN_REGISTERS void accumulate_4(const patch *a, int32_t x_zp, int32_t o, int32_t acc[4]) {
     const int8_t *w = a->w + o * a->filter;
+    TE_SHORT_LOOP
     for (int32_t k = 0; k < a->rows; k++) {
+        TE_SHORT_LOOP
         for (int32_t r = 0; r < a->runs; r++) {
             te_dot_4(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->filter, a->length,
                      acc);
@@ -53,19 +56,15 @@ static void accumulate_4(const patch *a, int32_t x_zp, int32_t o, int32_t acc[4]
     }
 }
 
-static int32_t accumulate_1(const patch *a, int32_t x_zp, int32_t o) {
+static TE_OWN_REGISTERS void accumulate_1(const patch *a, int32_t x_zp, int32_t o, int32_t *acc) {
     const int8_t *w = a->w + o * a->filter;
-    int32_t acc = 0;
+    TE_SHORT_LOOP
     for (int32_t k = 0; k < a->rows; k++) {
+        TE_SHORT_LOOP
         for (int32_t r = 0; r < a->runs; r++) {
-            acc += te_dot_1(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->length);
+            te_dot_1(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->length, acc);
         }
     }
-    return acc;
-}
-
-static int8_t finish(const te_output *q, int32_t acc, int32_t o) {
-    return te_store(te_requant(acc, q->multiplier[o], q->exponent[o]), q->y_zp, q->y_min, q->y_max);
 }
 
 static void pixel(const te_conv_params *p, const patch *a, const int32_t *bias, int8_t *y) {
@@ -74,12 +73,12 @@ static void pixel(const te_conv_params *p, const patch *a, const int32_t *bias, 
     for (; o + 4 <= channels; o += 4) {
         int32_t acc[4] = {0};
         accumulate_4(a, p->x_zp, o, acc);
-        for (int32_t j = 0; j < 4; j++) {
-            y[o + j] = finish(&p->output, acc[j] + (bias != NULL ? bias[o + j] : 0), o + j);
-        }
+        te_finish(&p->output, bias, acc, o, 4, y + o);
     }
     for (; o < channels; o++) {
-        y[o] = finish(&p->output, accumulate_1(a, p->x_zp, o) + (bias != NULL ? bias[o] : 0), o);
+        int32_t acc = 0;
+        accumulate_1(a, p->x_zp, o, &acc);
+        te_finish(&p->output, bias, &acc, o, 1, y + o);
     }
 }
 

@@ -16,6 +16,7 @@
  * SPDX-License-Identifier: MIT
  */
 #include "te_check.h"
+#include "te_finish.h"
 #include "te_window.h"
 
 /* What one output pixel reads: rows x cols taps, each a vector of channels in x and in w. */
@@ -39,22 +40,32 @@ static patch locate(const te_conv_params *p, const int8_t *x, const int8_t *w, t
 }
 
 /* Four adjacent channels, M = 1: the sums stay in registers over all taps. */
-static void accumulate_4(const patch *a, int32_t x_zp, int32_t c, int32_t acc[4]) {
-    for (int32_t k = 0; k < a->rows; k++) {
-        const int8_t *x = a->x + k * a->x_row + c;
-        const int8_t *w = a->w + k * a->w_row + c;
-        for (int32_t l = 0; l < a->cols; l++) {
-            acc[0] += (x[0] - x_zp) * w[0];
-            acc[1] += (x[1] - x_zp) * w[1];
-            acc[2] += (x[2] - x_zp) * w[2];
-            acc[3] += (x[3] - x_zp) * w[3];
-            x += a->x_col;
-            w += a->w_col;
+static TE_OWN_REGISTERS void accumulate_4(const patch *a, int32_t x_zp, int32_t c, int32_t acc[4]) {
+    const int32_t x_gap = a->x_row - a->cols * a->x_col, w_gap = a->w_row - a->cols * a->w_col;
+    const int32_t x_col = a->x_col, w_col = a->w_col;
+    const int8_t *x = a->x + c, *w = a->w + c;
+    int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+    TE_SHORT_LOOP
+    for (int32_t k = a->rows; k > 0; k--) {
+        TE_SHORT_LOOP
+        for (int32_t l = a->cols; l > 0; l--) {
+            a0 += (x[0] - x_zp) * w[0];
+            a1 += (x[1] - x_zp) * w[1];
+            a2 += (x[2] - x_zp) * w[2];
+            a3 += (x[3] - x_zp) * w[3];
+            x += x_col;
+            w += w_col;
         }
+        x += x_gap;
+        w += w_gap;
     }
+    acc[0] = a0;
+    acc[1] = a1;
+    acc[2] = a2;
+    acc[3] = a3;
 }
 
-static int32_t accumulate_1(const patch *a, int32_t x_zp, int32_t c, int32_t o) {
+static TE_OWN_REGISTERS int32_t accumulate_1(const patch *a, int32_t x_zp, int32_t c, int32_t o) {
     int32_t acc = 0;
     for (int32_t k = 0; k < a->rows; k++) {
         for (int32_t l = 0; l < a->cols; l++) {
@@ -64,24 +75,18 @@ static int32_t accumulate_1(const patch *a, int32_t x_zp, int32_t c, int32_t o) 
     return acc;
 }
 
-static int8_t finish(const te_output *q, int32_t acc, int32_t o) {
-    return te_store(te_requant(acc, q->multiplier[o], q->exponent[o]), q->y_zp, q->y_min, q->y_max);
-}
-
 static void pixel(const te_conv_params *p, const patch *a, const int32_t *bias, int8_t *y) {
     const int32_t channels = p->out.channels;
     const int32_t per_input = channels / p->in.channels;
     int32_t o = 0;
     for (; per_input == 1 && o + 4 <= channels; o += 4) {
-        int32_t acc[4] = {0};
+        int32_t acc[4];
         accumulate_4(a, p->x_zp, o, acc);
-        for (int32_t j = 0; j < 4; j++) {
-            y[o + j] = finish(&p->output, acc[j] + (bias != NULL ? bias[o + j] : 0), o + j);
-        }
+        te_finish(&p->output, bias, acc, o, 4, y + o);
     }
     for (; o < channels; o++) {
         const int32_t acc = accumulate_1(a, p->x_zp, o / per_input, o);
-        y[o] = finish(&p->output, acc + (bias != NULL ? bias[o] : 0), o);
+        te_finish(&p->output, bias, &acc, o, 1, y + o);
     }
 }
 

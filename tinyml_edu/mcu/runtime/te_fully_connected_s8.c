@@ -15,8 +15,9 @@
 #include "te_check.h"
 #include "te_dot.h"
 
-static int8_t finish(const te_output *q, int32_t acc, int32_t o) {
-    return te_store(te_requant_single(acc, q->multiplier[o], q->exponent[o]), q->y_zp, q->y_min, q->y_max);
+static int8_t finish(const te_output *q, const int32_t *bias, int32_t acc, int32_t o) {
+    const int32_t sum = bias != NULL ? acc + bias[o] : acc;
+    return te_narrow(te_requant_single(sum, q->multiplier[o], q->exponent[o]), q->y_zp, q->y_min, q->y_max);
 }
 
 static void row(const te_fully_connected_params *p, const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y) {
@@ -25,12 +26,13 @@ static void row(const te_fully_connected_params *p, const int8_t *x, const int8_
         int32_t acc[4] = {0};
         te_dot_4(x, p->x_zp, w + o * p->in, p->in, p->in, acc);
         for (int32_t j = 0; j < 4; j++) {
-            y[o + j] = finish(&p->output, acc[j] + (bias != NULL ? bias[o + j] : 0), o + j);
+            y[o + j] = finish(&p->output, bias, acc[j], o + j);
         }
     }
     for (; o < p->out; o++) {
-        const int32_t acc = te_dot_1(x, p->x_zp, w + o * p->in, p->in);
-        y[o] = finish(&p->output, acc + (bias != NULL ? bias[o] : 0), o);
+        int32_t acc = 0;
+        te_dot_1(x, p->x_zp, w + o * p->in, p->in, &acc);
+        y[o] = finish(&p->output, bias, acc, o);
     }
 }
 

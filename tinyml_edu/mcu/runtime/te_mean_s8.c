@@ -45,7 +45,7 @@ te_status te_mean_s8(const te_mean_params *p, const int8_t *x, int8_t *y) {
                         sum += x[a * block + r * step_0 + b * step_k + s * step_1 + c];
                     }
                 }
-                *y++ = te_store(te_requant(sum, p->multiplier, p->exponent), p->y_zp, -128, 127);
+                *y++ = te_narrow(te_requant(sum, p->multiplier, p->exponent), p->y_zp, -128, 127);
             }
         }
     }

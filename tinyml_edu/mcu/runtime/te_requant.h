@@ -38,7 +38,7 @@ static inline int32_t te_clamp(int32_t v, int32_t low, int32_t high) {
 }
 
 static inline int32_t te_requant_double(int32_t acc, int32_t multiplier, int32_t exponent) {
-    if (exponent > 0) {
+    if (exponent > 0) { /* a factor of 1 or more is rare */
         acc = te_saturate(te_multiply(acc, (int32_t)1 << exponent));
     }
     const int32_t high = (int32_t)((te_multiply(acc, multiplier) + ((int64_t)1 << 30)) >> 31);
@@ -66,9 +66,9 @@ static inline int32_t te_requant(int32_t acc, int32_t multiplier, int32_t expone
 #endif
 }
 
-/* round(factor * acc) + zp, clamped, then narrowed: narrowing first would wrap a saturated value around. */
-static inline int8_t te_store(int32_t scaled, int32_t y_zp, int32_t y_min, int32_t y_max) {
-    /* A saturated value plus zp would overflow, so the clamp range moves by zp instead. */
+/* scaled + zp, clamped, then narrowed: narrowing first would wrap a large value around.  The clamp range moves by zp
+ * instead of the value, which may be saturated. */
+static inline int8_t te_narrow(int32_t scaled, int32_t y_zp, int32_t y_min, int32_t y_max) {
     return (int8_t)(te_clamp(scaled, y_min - y_zp, y_max - y_zp) + y_zp);
 }
 

@@ -1,0 +1,205 @@
+"""Legal random int8 graphs with all ten ops: the inputs of the tests that compare NumPy, host C and firmware."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from tinyml_edu.ir import attrs as A
+from tinyml_edu.ir.graph import Graph, GraphError, Kind, Node, Quant, Tensor
+from tinyml_edu.ir.ops import OPS
+
+ALL_OPS = tuple(OPS)
+ACTIVATIONS = A.ACTIVATIONS
+
+
+class Builder:
+    """Grows a chain (with skips for ADD) from one input tensor."""
+
+    def __init__(self, rng: np.random.Generator, shape: tuple[int, ...], name: str = "random") -> None:
+        self.rng = rng
+        self.graph = Graph(name)
+        self.current = self.graph.add(Tensor("x", shape, "int8", Kind.INPUT, quant=self.quant()))
+        self.graph.inputs = ("x",)
+
+    def integer(self, low: int, high: int) -> int:
+        """Return an integer in low..high, both included."""
+        return int(self.rng.integers(low, high + 1))
+
+    def quant(self, scale: float | None = None) -> Quant:
+        scale = float(2.0 ** self.rng.uniform(-9, 0)) if scale is None else scale
+        return Quant.per_tensor(scale, int(self.rng.choice([-128, 0, 127, self.integer(-128, 127)])))
+
+    def constant(self, stem: str, data: np.ndarray, quant: Quant) -> str:
+        return self.graph.add(
+            Tensor(self.graph.unique(stem), data.shape, str(data.dtype), Kind.CONSTANT, data, quant)
+        )
+
+    def shape(self) -> tuple[int, ...]:
+        return self.graph[self.current].shape
+
+    def add(self, op: str) -> bool:
+        """Append one random node; return whether the op is legal on the current tensor."""
+        for _ in range(20):
+            made = getattr(self, "_" + op.lower())()
+            if made is None:
+                return False
+            attributes, extra, quant = made
+            inputs = (self.current, *extra)
+            try:
+                shape = OPS[op].infer_shape(attributes, *(self.graph[n].shape for n in inputs))
+            except GraphError:
+                continue
+            if prod(shape) > 6000:
+                continue
+            name = self.graph.add(Tensor(self.graph.unique("t"), shape, "int8", Kind.ACTIVATION, quant=quant))
+            self.graph.nodes.append(Node(f"{op.lower()}_{len(self.graph.nodes)}", op, inputs, (name,), attributes))
+            self.current = name
+            return True
+        return False
+
+    def finish(self) -> Graph:
+        self.graph.outputs = (self.current,)
+        return self.graph.validate()
+
+    # Each method returns (attributes, further inputs, output quantization), or None if the op cannot follow.
+
+    def _weights(self, shape: tuple[int, ...], axis: int, fan_in: int) -> tuple[tuple[str, ...], Quant]:
+        channels = shape[axis]
+        w = self.rng.integers(-127, 128, shape, dtype=np.int8)
+        if self.rng.random() < 0.15:
+            w[...] = 127  # with a saturated input, the largest sums there are
+        w_scale = (2.0 ** self.rng.uniform(-9, -2, channels)).astype(np.float32)
+        per_channel = self.rng.random() < 0.7
+        if self.rng.random() < 0.2:
+            w_scale[self.integer(0, channels - 1)] = 1e-13  # a dead channel: its multiplier becomes 0
+        if not per_channel:
+            w_scale = w_scale[:1]
+        w_quant = Quant(w_scale, np.zeros(w_scale.size, np.int32), axis if per_channel else None)
+        x_scale, _ = self.graph[self.current].quant.item()
+        typical = x_scale * float(w_scale.max()) * 74 * 74 * np.sqrt(fan_in)
+        # Mostly sensible scales; at times a factor above 1, which shifts accumulators to the left.
+        spread = 2.0 ** self.rng.uniform(-2, 3) if self.rng.random() < 0.85 else 2.0**-18
+        y_quant = self.quant(max(typical * spread / 60, 1e-12))
+        names = [self.constant("w", w, w_quant)]
+        if self.rng.random() < 0.8:
+            bound = int(self.rng.choice([100, 20_000, 2**30]))
+            bias = self.rng.integers(-bound, bound, channels, dtype=np.int32)
+            b_quant = Quant(np.float32(x_scale) * w_scale, np.zeros(w_scale.size, np.int32), w_quant.axis and 0)
+            names.append(self.constant("bias", bias, b_quant))
+        return tuple(names), y_quant
+
+    def _pads(self, kernel: tuple[int, int], low: int) -> tuple[int, int, int, int]:
+        return tuple(self.integer(low, kernel[i % 2] - 1) for i in range(4))  # type: ignore[return-value]
+
+    def _slide(self) -> dict:
+        kernel = (self.integer(1, 4), self.integer(1, 4))
+        return {
+            "kernel": kernel,
+            "stride": (self.integer(1, 3), self.integer(1, 3)),
+            "padding": self._pads(kernel, -1 if self.rng.random() < 0.2 else 0),
+            "activation": str(self.rng.choice(ACTIVATIONS)),
+        }
+
+    def _conv_2d(self):
+        if len(self.shape()) != 4:
+            return None
+        slide = self._slide()
+        (kh, kw), channels = slide.pop("kernel"), self.shape()[3]
+        dilation = (self.integer(1, 2), self.integer(1, 2))
+        names, quant = self._weights((self.integer(1, 9), kh, kw, channels), 0, kh * kw * channels)
+        return A.Conv2D(dilation=dilation, **slide), names, quant
+
+    def _depthwise_conv_2d(self):
+        if len(self.shape()) != 4:
+            return None
+        slide = self._slide()
+        kh, kw = slide.pop("kernel")
+        channels = self.shape()[3] * int(self.rng.choice([1, 1, 1, 2, 3]))
+        dilation = (self.integer(1, 2), self.integer(1, 2))
+        names, quant = self._weights((1, kh, kw, channels), 3, kh * kw)
+        return A.DepthwiseConv2D(dilation=dilation, **slide), names, quant
+
+    def _fully_connected(self):
+        if len(self.shape()) != 2:
+            return None
+        names, quant = self._weights((self.integer(1, 11), self.shape()[1]), 0, self.shape()[1])
+        return A.FullyConnected(str(self.rng.choice(ACTIVATIONS))), names, quant
+
+    def _add(self):
+        same = [n for n, t in self.graph.tensors.items() if t.shape == self.shape() and t.kind is not Kind.CONSTANT]
+        other = str(self.rng.choice(same))
+        if self.rng.random() < 0.15:
+            other = self.constant(
+                "constant", self.rng.integers(-128, 128, self.shape(), dtype=np.int8), self.quant()
+            )
+        scales = [self.graph[n].quant.item()[0] for n in (self.current, other)]
+        spread = float(2.0 ** self.rng.uniform(-4, 3))
+        return A.Add(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(max(scales) * spread)
+
+    def _pool(self):
+        return (A.Pool2D(**self._slide()), (), self.graph[self.current].quant) if len(self.shape()) == 4 else None
+
+    _average_pool_2d = _pool
+    _max_pool_2d = _pool
+
+    def _mean(self):
+        rank = len(self.shape())
+        if rank < 2:
+            return None
+        axes = self.rng.choice(np.arange(1, rank), self.integer(1, rank - 1), replace=False)
+        x_scale, _ = self.graph[self.current].quant.item()
+        quant = self.quant(x_scale * float(2.0 ** self.rng.uniform(-3, 1)))
+        return A.Mean(tuple(sorted(int(a) for a in axes)), bool(self.rng.random() < 0.5)), (), quant
+
+    def _pad(self):
+        rank = len(self.shape())
+        pairs = ((0, 0), *((self.integer(0, 2), self.integer(0, 2)) for _ in range(rank - 1)))
+        return A.Pad(pairs), (), self.graph[self.current].quant
+
+    def _reshape(self):
+        shape = self.shape()
+        options = [(1, prod(shape[1:]))]
+        if len(shape) == 4:
+            options.append((1, shape[2], shape[1], shape[3]))
+        if len(shape) == 2:
+            options.append((1, 1, 1, shape[1]))
+        return A.Reshape(options[self.integer(0, len(options) - 1)]), (), self.graph[self.current].quant
+
+    def _softmax(self):
+        return A.Softmax(float(self.rng.choice([1.0, 0.5, 2.0]))), (), Quant.per_tensor(1 / 256, -128)
+
+
+def random_network(seed: int, layers: int = 8) -> Graph:
+    """Return a random network of about ``layers`` nodes over all ten ops."""
+    rng = np.random.default_rng(seed)
+    side = lambda low, high: int(rng.integers(low, high))  # noqa: E731
+    builder = Builder(rng, (1, side(5, 13), side(5, 13), side(1, 6)), f"random_{seed}")
+    weights = np.array([3 if op.endswith("CONV_2D") or op == "ADD" else 1 for op in ALL_OPS], float)
+    for _ in range(layers):
+        builder.add(str(rng.choice(ALL_OPS, p=weights / weights.sum())))
+    if len(builder.shape()) != 2:
+        builder.add("RESHAPE")
+    builder.add("FULLY_CONNECTED")
+    builder.add("SOFTMAX")
+    return builder.finish()
+
+
+def random_layer(op: str, seed: int) -> Graph:
+    """Return a graph of one node of ``op`` with random shape, attributes and scales."""
+    rng = np.random.default_rng([ALL_OPS.index(op), seed])
+    while True:
+        shape = tuple(int(n) for n in rng.integers(1, 10, 3))
+        builder = Builder(rng, (1, shape[0] * shape[1]) if op == "FULLY_CONNECTED" else (1, *shape), f"{op}_{seed}")
+        if builder.add(op):
+            return builder.finish()
+
+
+def inputs(graph: Graph, seed: int, n: int = 3) -> np.ndarray:
+    """Return (n + 3, ...) codes: random ones, then all -128, all 127, and a random mix of both."""
+    rng = np.random.default_rng(seed)
+    shape = graph[graph.inputs[0]].shape[1:]
+    random = rng.integers(-128, 128, (n, *shape), dtype=np.int8)
+    extremes = [np.full(shape, -128), np.full(shape, 127), rng.choice([-128, 127], shape)]
+    return np.concatenate([random, np.stack(extremes).astype(np.int8)])

@@ -1,0 +1,379 @@
+"""From an int8 graph to a project folder with a firmware image, and back from the folder to outputs.
+
+`deploy` plans memory, generates C, compiles it for the board with the linker enforcing the budget, and measures one
+inference on the emulated core.  Every figure of the report is one that the linker or the emulator showed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import DataError, DoesNotFitError, TinyMLError, UnknownNameError, UsageError
+from ..ir.graph import Graph, Quant
+from ..ir.ops import macs
+from . import cgen, planning
+from .boards import Board, get_board
+
+STACK_BYTES = 2048
+"""RAM that the linker keeps for the stack: scratch that kernels keep there is at most 2 KB minus their frames."""
+
+TARGETS = ("host", "emulate")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outputs of one or more inferences, and what one inference cost on the board.
+
+    Attributes
+    ----------
+    outputs : ndarray of int8
+        Codes, batch first, in the shape of the graph's output.
+    instructions, estimated_cycles, stack_bytes : int or None
+        Of one inference, the largest if they differ; None where the target was the host.
+    estimated_ms : float or None
+        ``estimated_cycles`` at the board's highest clock with zero wait states, milliseconds.
+    layers : list of dict
+        ``name, op, macs, instructions`` of each node; empty for the host.
+    """
+
+    outputs: np.ndarray
+    instructions: int | None = None
+    estimated_cycles: int | None = None
+    estimated_ms: float | None = None
+    stack_bytes: int | None = None
+    layers: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Port:
+    """Where the network's input or output lies in the arena, and what its codes mean."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    quant: Quant
+
+    @classmethod
+    def of(cls, graph: Graph, plan: planning.Plan, name: str) -> _Port:
+        tensor = graph[name]
+        assert tensor.quant is not None  # cgen has checked it
+        return cls(name, tensor.shape, plan.offsets[name], tensor.quant)
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        scale, zero_point = self.quant.item()
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "offset": self.offset,
+            "scale": scale,
+            "zero_point": zero_point,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> _Port:
+        quant = Quant.per_tensor(value["scale"], value["zero_point"])
+        return cls(value["name"], tuple(value["shape"]), value["offset"], quant)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployed network: its folder, its report (the keys of ``tinyml deploy --json``), and how to run it."""
+
+    path: Path
+    report: dict[str, Any]
+    input: _Port
+    output: _Port
+    optimize: str
+    nodes: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Deployment:
+        """Open a folder that `deploy` wrote.
+
+        Raises
+        ------
+        DataError
+            If there is no ``plan.json``, or it is damaged or of another version.
+        """
+        path = Path(path)
+        try:
+            stored = json.loads((path / "plan.json").read_text(encoding="utf-8"))
+            if stored["format"] != _FORMAT:
+                raise DataError(f"{path} was written by another version ({stored['version']}); deploy again")
+            return cls(
+                path,
+                stored["report"],
+                _Port.from_json(stored["input"]),
+                _Port.from_json(stored["output"]),
+                stored["optimize"],
+                tuple(stored["nodes"]),
+            )
+        except FileNotFoundError:
+            raise DataError(f"{path} holds no plan.json; name a folder that `deploy` wrote") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path / 'plan.json'} is damaged ({error!r}); deploy again") from error
+
+    def codes(self, x: np.ndarray) -> np.ndarray:
+        """Return ``x`` as int8 codes (n, ...): floats are quantized with the input's scale.
+
+        Raises
+        ------
+        UsageError
+            If the shape is not (n, ...) of the network's input, n >= 1, or the type is neither int8 nor float.
+        """
+        x = np.asarray(x)
+        wanted = self.input.shape[1:]
+        if x.ndim != len(wanted) + 1 or x.shape[1:] != wanted or not len(x):
+            raise UsageError(f"the input must have shape (n, {', '.join(map(str, wanted))}), batch first, not {x.shape}")
+        if x.dtype == np.int8:
+            return x
+        if not np.issubdtype(x.dtype, np.floating):
+            raise UsageError(f"the input must be int8 codes or float values, not {x.dtype}; convert it first")
+        if not np.isfinite(x).all():
+            raise UsageError("the input holds values that are infinite or not a number; clean it first")
+        return self.input.quant.quantize(x)
+
+    def run(self, x: np.ndarray, target: str = "host") -> RunResult:
+        """Run the compiled network.
+
+        Parameters
+        ----------
+        x : ndarray (n, ...)
+            int8 codes or float values, batch first.
+        target : {"host", "emulate"}
+            The same C on this computer, or the firmware image on the board's emulated core.
+        """
+        if target not in TARGETS:
+            raise UnknownNameError("target", target, TARGETS)
+        codes = self.codes(x)
+        return self._run_host(codes) if target == "host" else self._run_emulated(codes)
+
+    def _run_host(self, codes: np.ndarray) -> RunResult:
+        from . import toolchain
+
+        sources = sorted([*self.path.glob("*.c"), *self.path.glob("*.h")])
+        library = ctypes.CDLL(
+            str(toolchain.compile_shared(sources, name="model", optimize=self.optimize, include=[self.path]))
+        )
+        for function in (library.model_input, library.model_output):
+            function.restype = ctypes.c_void_p
+        outputs = np.empty((len(codes), *self.output.shape[1:]), np.int8)
+        for code, output in zip(codes, outputs):
+            data = code.tobytes()
+            ctypes.memmove(library.model_input(), data, len(data))
+            status = library.model_invoke()
+            if status:
+                raise TinyMLError(f"model_invoke returned status {status}; the sources in {self.path} were changed")
+            output[...] = np.frombuffer(
+                ctypes.string_at(library.model_output(), self.output.size_bytes), np.int8
+            ).reshape(output.shape)
+        return RunResult(outputs)
+
+    def _run_emulated(self, codes: np.ndarray) -> RunResult:
+        from . import emulator
+
+        result = emulator.emulate(
+            self.path / "firmware.elf",
+            get_board(self.report["board"]),
+            codes.reshape(len(codes), -1),
+            self.output.size_bytes,
+            input_offset=self.input.offset,
+            output_offset=self.output.offset,
+        )
+        layers = [
+            {key: node[key] for key in ("name", "op", "macs")}
+            | {"instructions": result.layer_instructions.get(node["symbol"], 0)}
+            for node in self.nodes
+        ]
+        return RunResult(
+            result.outputs.reshape(len(codes), *self.output.shape[1:]),
+            result.instructions,
+            result.estimated_cycles,
+            result.estimated_ms,
+            result.stack_bytes,
+            tuple(layers),
+        )
+
+
+def deploy(
+    graph: Graph,
+    board: str | Board,
+    out: str | Path,
+    *,
+    requant: str = "exact",
+    optimize: str = "speed",
+    planner: str = "best",
+    patch: str = "none",
+) -> Deployment:
+    """Compile an int8 graph for a board and measure one inference.
+
+    Parameters
+    ----------
+    graph : Graph
+        int8, one input, one output.
+    board : str or Board
+        A key of `BOARDS`.
+    out : path
+        Folder to make: the C project, ``firmware.elf`` and ``plan.json``.  It is written beside its final place and
+        renamed when complete; an earlier deployment there is replaced, any other folder with content is refused.
+    requant : {"exact", "fast"}
+        TensorFlow Lite's rounding, or one rounding everywhere.
+    optimize : {"speed", "size"}
+        ``-O3`` or ``-Os``.
+    planner : str
+        A key of `planning.PLANNERS`.
+    patch : {"none"}
+        Patch inference.
+
+    Raises
+    ------
+    DoesNotFitError
+        If SRAM or flash do not suffice: the bytes missing, what takes them, and what to try.
+    UsageError, UnsupportedOpError
+        See `cgen.generate`.
+    """
+    board, out = get_board(board), Path(out)
+    if patch != "none":
+        raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
+    _check_target(out)
+    plan = planning.plan(graph, planner=planner)
+    missing = plan.arena_bytes + STACK_BYTES - board.sram_bytes
+    if missing > 0:
+        raise DoesNotFitError(planning.explain_sram(graph, plan, board, missing))
+    sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _write(folder, {name: text for name, text in sources.items() if "/" not in name})
+        _compile(folder, graph, plan, board, optimize)
+        _write(folder, {name: text for name, text in sources.items() if "/" in name})
+        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
+        _measure(folder, graph, plan, board, options)
+        folder.chmod(0o755)
+        _replace(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Deployment.load(out)
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
+        raise UsageError(f"{out} holds other files; name an empty or a new folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder")
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Rename ``folder`` to ``out``; what was at ``out`` goes aside first, so that one of both is always there."""
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+        out.rename(old / out.name)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(out)
+
+
+def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
+    from . import toolchain
+
+    try:
+        toolchain.compile_firmware(
+            folder, board, optimize=optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+        )
+    except DoesNotFitError as error:
+        raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+
+
+def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
+    """Say what takes the memory that the linker found missing."""
+    parts = []
+    if re.search(r"\bRAM\b", message):
+        step, live = planning.peak(plan)
+        parts.append(
+            f"At the peak, node {graph.nodes[step].name}, these are live: "
+            + ", ".join(f"{b.name} ({b.size_bytes:,} B)" for b in live)
+            + "."
+        )
+    if re.search(r"\bFLASH\b", message):
+        largest = sorted(graph.constants(), key=lambda t: -t.nbytes)[:3]
+        parts.append("The largest constants: " + ", ".join(f"{t.name} ({t.nbytes:,} B)" for t in largest) + ".")
+    return "  ".join(parts)
+
+
+def _measure(
+    folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]
+) -> None:
+    """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
+    from . import elf
+
+    symbols, costs = cgen.layer_symbols(graph), macs(graph)
+    nodes = tuple(
+        {"name": node.name, "op": node.op, "macs": costs[node.name], "symbol": symbols.get(node.name, "")}
+        for node in graph.nodes
+    )
+    source, target = (_Port.of(graph, plan, name) for name in (graph.inputs[0], graph.outputs[0]))
+    draft = Deployment(folder, {"board": board.name}, source, target, options["optimize"], nodes)
+    # Any input will do for sizes and counts; random codes take every branch that a real one might.
+    probe = np.random.default_rng(0).integers(-128, 128, (1, *source.shape[1:]), dtype=np.int8)
+    measured = draft.run(probe, target="emulate")
+    image = elf.read_elf(folder / "firmware.elf")
+    assert measured.stack_bytes is not None
+    arena = image.data + image.bss
+    report = {
+        "model": graph.name,
+        "board": board.name,
+        "core": board.core,
+        "requant": options["requant"],
+        "planner": options["planner"],
+        "patch": options["patch"],
+        "macs": sum(costs.values()),
+        "arena_bytes": plan.arena_bytes,
+        "lower_bound_bytes": plan.lower_bound_bytes,
+        "proven_optimal": plan.proven_optimal,
+        "sram_bytes": {
+            "input": source.size_bytes,
+            "activations": arena - source.size_bytes,
+            "scratch": 0,  # these kernels keep their sums in registers; spills are in `stack`
+            "stack": measured.stack_bytes,
+            "total": arena + measured.stack_bytes,
+        },
+        "flash_bytes": {"code": image.code, "weights": image.weights, "total": image.flash_bytes},
+        "layers": list(measured.layers),
+    }
+    stored = {
+        "format": _FORMAT,
+        "version": __version__,
+        "report": report,
+        "optimize": options["optimize"],
+        "input": source.to_json(),
+        "output": target.to_json(),
+        "nodes": list(nodes),
+        "offsets": plan.offsets,
+        "buffers": [vars(b) | {"offset": plan.offsets[b.name]} for b in plan.buffers],
+    }
+    (folder / "plan.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
