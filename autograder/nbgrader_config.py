@@ -1,10 +1,11 @@
-"""Stock nbgrader on these labs: `nbgrader --config=DIR/autograder/nbgrader_config.py ...` in a class's folder.
+"""Stock nbgrader on these labs, in a class's folder: `nbgrader --config=DIR/nbgrader_config.py ...`.
 
 The class's folder is the current one (or $TINYML_EDU_CLASS): `release/`, `submitted/`, `autograded/`,
 `feedback/` and `gradebook.db` appear there.  The sources are the notebooks that `make release` builds.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from tinyml_edu.checks.loading import CHECKS_VARIABLE
@@ -18,6 +19,9 @@ course = find_course(here if (here / "hidden").is_dir() else None).path
 os.environ[COURSE_VARIABLE] = str(course)  # the kernels that grade inherit it
 if (course.parent / "checks").is_dir():
     os.environ.setdefault(CHECKS_VARIABLE, str(course.parent / "checks"))
+
+# nbgrader starts `alembic` by name, which an environment that is not activated does not have on its path.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 c.CourseDirectory.course_id = "tinyml_edu"
 c.CourseDirectory.root = os.path.abspath(os.environ.get("TINYML_EDU_CLASS", "."))

@@ -14,11 +14,12 @@ def figures() -> dict[str, tuple[float, str]]:
     print(f"{'checkpoint':22} {'float':>7} {'int8':>7}")
     for name in zoo.names():
         network, card = zoo.load(name)
-        if not data.is_available(card["data"]):
-            print(f"{name:22} skipped: {card['data']} is not here (tinyml data get {card['data']})")
+        source = card["data"]["name"]
+        if not data.is_available(source):
+            print(f"{name:22} skipped: {source} is not here (tinyml data get {source})")
             continue
-        test = data.load(card["data"], "test")
-        calibration = data.to_tensor(data.load(card["data"], "train").x[:CALIBRATION_IMAGES])
+        test = data.load(source, "test")
+        calibration = data.to_tensor(data.load(source, "train").x[:CALIBRATION_IMAGES])
         quantized = quantize(network, calibration=calibration)
         x = data.to_tensor(test.x).numpy().transpose(0, 2, 3, 1)
         accuracy, int8 = train.evaluate(network, test), quantized.evaluate(x, test.y)

@@ -49,14 +49,16 @@ TRAIN, VALIDATION = stripes(96, 1), stripes(64, 2)
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def without_seconds(history: train.History) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in history.epochs]
 
 
-class Interrupt(Exception):
+class InterruptError(Exception):
     pass
 
 
@@ -66,7 +68,7 @@ def interrupt_after(steps: int):
 
     def hook(model: nn.Module) -> None:
         if next(counter) == steps:
-            raise Interrupt
+            raise InterruptError
 
     return hook
 
@@ -96,7 +98,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(config, s
     whole, resumed = tiny(), tiny()
     expected = train.fit(whole, TRAIN, VALIDATION, config)
     path = tmp_path / "run.safetensors"
-    with pytest.raises(Interrupt):
+    with pytest.raises(InterruptError):
         train.fit(resumed, TRAIN, VALIDATION, config, checkpoint=path, after_step=interrupt_after(steps))
     # A new process has neither the weights nor the position in torch's random stream.
     resumed = tiny(seed=99)
@@ -112,7 +114,7 @@ def test_the_comparison_sees_a_lost_momentum(tmp_path):
     whole, resumed = tiny(), tiny()
     train.fit(whole, TRAIN, VALIDATION, CONFIG)
     path = tmp_path / "run.safetensors"
-    with pytest.raises(Interrupt):
+    with pytest.raises(InterruptError):
         train.fit(resumed, TRAIN, VALIDATION, CONFIG, checkpoint=path, after_step=interrupt_after(15))
     tensors, state = _checkpoints.load(path)
     lost = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
@@ -212,7 +214,9 @@ def test_the_average_equals_its_recurrence():
     model, seen = tiny(), []
     start = model[0].weight.detach().clone()
     config = replace(CONFIG, epochs=1, ema=0.9)
-    train.fit(model, TRAIN, VALIDATION, config, after_step=lambda m: seen.append(m[0].weight.detach().clone()))
+    train.fit(
+        model, TRAIN, VALIDATION, config, after_step=lambda m: seen.append(m[0].weight.detach().clone())
+    )
     expected = start
     for step, weight in enumerate(seen):
         decay = min(0.9, (1 + step) / (10 + step))
@@ -285,6 +289,20 @@ def test_evaluation_equals_counting_by_hand_and_keeps_the_mode():
     assert accuracy == (predicted == VALIDATION.y).sum() / 64
 
 
+def test_read_only_and_mirrored_views_are_accepted():
+    frozen = VALIDATION.x.copy()
+    frozen.flags.writeable = False
+    model = tiny().eval()
+    assert torch.equal(train.predict_logits(model, frozen), train.predict_logits(model, VALIDATION.x))
+    mirrored = train.predict_logits(model, VALIDATION.x[:, :, ::-1])
+    assert torch.equal(mirrored, train.predict_logits(model, VALIDATION.x[:, :, ::-1].copy()))
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(UsageError, match="no examples to evaluate"):
+        train.predict_logits(tiny(), VALIDATION.x[:0])
+
+
 def test_fewer_examples_than_a_batch_are_refused():
     with pytest.raises(UsageError, match="fewer than one batch of 16"):
         train.fit(tiny(), TRAIN.take(slice(0, 15)), VALIDATION, CONFIG)
@@ -298,7 +316,9 @@ def test_a_diverging_run_stops_and_says_so():
         train.fit(tiny(), TRAIN, VALIDATION, CONFIG, loss=explode)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"ema": 1.0}, {"learning_rate": 0.0}, {"shift": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch_size": 1}, {"ema": 1.0}, {"learning_rate": 0.0}, {"shift": -1}]
+)
 def test_an_impossible_configuration_is_refused(bad):
     with pytest.raises(UsageError, match="training needs"):
         train.TrainConfig(**bad)
@@ -324,3 +344,9 @@ def test_a_gpu_is_used_where_there_is_one():
 def test_asking_for_an_absent_gpu_is_refused():
     with pytest.raises(UsageError, match="no usable GPU"):
         train.fit(tiny(), TRAIN, VALIDATION, replace(CONFIG, device="cuda"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"cannot write .*; choose another folder"):
+        train.fit(tiny(), TRAIN, VALIDATION, CONFIG, checkpoint=tmp_path / "file" / "run.safetensors")

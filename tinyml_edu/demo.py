@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from .data import Dataset
+    from .ir import Graph
     from .mcu import Deployment
     from .quantization import QuantizedModel
 
@@ -79,7 +80,7 @@ def run(
         "steps": steps,
         "deployed": deployed,
     }
-    _plots(deployment, steps, out)
+    _plots(quantized.graph, steps, out)
     report["seconds"] = time.perf_counter() - start
     return report
 
@@ -181,10 +182,10 @@ def _compare(
     }
 
 
-def _plots(deployment: Deployment, steps: list[dict[str, Any]], out: Path) -> None:
-    from . import plots
+def _plots(graph: Graph, steps: list[dict[str, Any]], out: Path) -> None:
+    from . import mcu, plots
 
-    plots.memory_map(deployment.plan).savefig(out / "memory_map.png", dpi=120)
+    (out / "memory_map.png").write_bytes(plots.to_png(plots.memory_map(mcu.plan(graph))))
     points = [(s["name"], s["weight_bytes"], s["accuracy"]) for s in steps]
     plots.pareto(points, x_label="weights, bytes", y_label="test accuracy").savefig(
         out / "pareto.png", dpi=120

@@ -196,7 +196,8 @@ def fit(
     config = config or TrainConfig()
     if len(train) < config.batch_size:
         raise UsageError(f"{len(train)} training examples are fewer than one batch of {config.batch_size}")
-    with _threads(config.threads), torch.random.fork_rng(devices=[]):
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with _threads(config.threads), torch.random.fork_rng(devices=gpus):
         run = _Run(model, train, config, loss, after_step)
         first = run.resume(Path(checkpoint)) if checkpoint is not None else 0
         for epoch in range(first, config.epochs):
@@ -220,14 +221,15 @@ class _Run:
         self.config = config
         self.device = _device(config.device)
         self.bf16 = _uses_bf16(config.precision, self.device)
-        # channels_last keeps the pixels where NHWC data has them: together with bf16 it is several times
-        # faster than the plain loop on a processor (benchmarks/train_zoo.py --compare prints by how much).
-        self.model = model.to(device=self.device, memory_format=torch.channels_last)
+        # channels_last keeps the pixels where NHWC data has them, and the processor's bf16 kernels want it:
+        # batches arrive without a copy and no layer reorders them.
+        self.model = model.to(device=self.device)
+        _arrange(self.model, torch.channels_last)
         self.optimizer = _optimizer(model, config)
         self.loss = loss or _cross_entropy(config.label_smoothing)
         self.after_step = after_step
-        self.x = torch.from_numpy(np.ascontiguousarray(train.x)).to(self.device)  # (n, H, W, C)
-        self.y = torch.from_numpy(train.y).to(self.device)  # (n,)
+        self.x = _tensor(train.x).to(self.device)  # (n, H, W, C)
+        self.y = _tensor(train.y).long().to(self.device)  # (n,)
         self.history = History(precision="bf16" if self.bf16 else "float32", device=str(self.device))
         self.average = {k: v.clone() for k, v in _weights(model).items()} if config.ema else {}
         self.best: dict[str, Tensor] = {}
@@ -321,7 +323,9 @@ class _Run:
         chosen = self.best if self.config.keep == "best" else self.average
         if chosen:
             self.model.load_state_dict(chosen)
-        self.model.to(device="cpu", memory_format=torch.contiguous_format).eval()
+        self.model.to(device="cpu")
+        _arrange(self.model, torch.contiguous_format)
+        self.model.eval()
         return self.history
 
     def save(self, path: Path) -> None:
@@ -438,10 +442,15 @@ def predict_logits(model: nn.Module, x: np.ndarray, *, batch_size: int = 256) ->
     was_training = model.training
     model.eval()
     try:
-        batches = (torch.from_numpy(x[i : i + batch_size]) for i in range(0, len(x), batch_size))
+        batches = (_tensor(x[i : i + batch_size]) for i in range(0, len(x), batch_size))
         return torch.cat([model(_as_input(batch.to(device))).float().cpu() for batch in batches])
     finally:
         model.train(was_training)
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    """Share memory with ``x``, or copy it where torch could not: read-only or not contiguous."""
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
 def _as_input(batch: Tensor) -> Tensor:
@@ -462,6 +471,14 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers without their gradients; the tensors are the model's own."""
     return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _arrange(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out all four-axis weights as ``memory_format``; their values do not change."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "t"
-# Cells outside the window are taken out of the page by default, and could not be looked at.
-TRACKER_SETTINGS = {"windowingMode": "none"}
+SETTINGS = {
+    # Cells outside the window are taken out of the page by default, and could not be looked at.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
 PICTURES_AND_TABLES = """output => Array.from(output.querySelectorAll("img, table, pre"))
     .map(part => part.tagName === "IMG" ? part.src : part.innerText)"""
 
@@ -26,9 +29,10 @@ PICTURES_AND_TABLES = """output => Array.from(output.querySelectorAll("img, tabl
 def server(folder: Path) -> Iterator[str]:
     """Serve ``folder`` with JupyterLab, its settings and runtime files kept beside it; yield the address."""
     private = folder.parent / f"{folder.name}_jupyter"
-    settings = private / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text(json.dumps(TRACKER_SETTINGS))
+    for name, values in SETTINGS.items():
+        file = private / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     env = {
         **os.environ,
         "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"),
@@ -41,8 +45,9 @@ def server(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}",
     ]  # fmt: skip
     log = (private / "server.log").open("w+")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -86,15 +91,14 @@ def opened(address: str, notebook: str) -> Iterator[Any]:
 
 
 def run_all(page: Any, *, timeout_s: float) -> None:
-    """Choose Run > Run All Cells and wait until every code cell has run or one has failed."""
+    """Choose Run > Run All Cells and wait until no cell is queued any more, also after a failure."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(
         """() => {
             const prompts = Array.from(document.querySelectorAll(".jp-CodeCell .jp-InputPrompt"));
             const texts = prompts.map(prompt => prompt.innerText.trim());
-            const failed = document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
-            return texts.length && (failed || texts.every(text => /^\\[\\d+\\]:$/.test(text)));
+            return texts.some(text => /\\d/.test(text)) && !texts.some(text => text.includes("*"));
         }""",
         timeout=1000 * timeout_s,
     )

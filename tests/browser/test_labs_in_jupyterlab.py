@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from tinyml_edu.grading.labs import all_labs
-from tinyml_edu.grading.release import build
+from tinyml_edu.grading.release import KERNEL, build
 
 pytestmark = pytest.mark.browser
 
@@ -70,7 +70,8 @@ def test_a_failing_cell_is_found(tmp_path):
     folder.mkdir()
     cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("print('not reached')")]
     notebook = folder / "broken.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    # Without a kernel in its metadata JupyterLab would ask for one in a dialog.
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), notebook)
     with server(folder) as address, opened(address, notebook.name) as page:
         run_all(page, timeout_s=60)
         found = _problems(save(page, notebook))

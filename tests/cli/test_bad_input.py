@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tinyml_edu import zoo
 from tinyml_edu.cli import main
+from tinyml_edu.zoo import checkpoints
 
 MODEL = "resnet8.glyphs32"
 
@@ -84,7 +84,7 @@ def test_patches_are_refused_for_now(cli, tmp_path):
 def test_a_model_that_does_not_fit_names_the_bytes(cli, tmp_path):
     out = tmp_path / "out"
     result = cli("deploy", MODEL, "--board", "stm32f103", "--out", out)
-    assert_clear(result, 1, "stm32f103", "bytes")
+    assert_clear(result, 1, "stm32f103", "30,720 B of SRAM are missing")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,13 +108,13 @@ def test_a_corrupt_checkpoint_file(cli, tmp_path, content):
 
 
 def test_a_corrupt_zoo_checkpoint(cli, tmp_path, monkeypatch):
-    for file in zoo.DIRECTORY.iterdir():
-        if file.name.startswith(MODEL):
-            content = bytearray(file.read_bytes())
-            if file.suffix == ".safetensors":
-                content[len(content) // 2] ^= 1
-            (tmp_path / file.name).write_bytes(content)
-    monkeypatch.setattr(zoo, "DIRECTORY", tmp_path)
+    for file in checkpoints.FOLDER.glob(f"{MODEL}.*"):
+        content = bytearray(file.read_bytes())
+        if file.suffix == ".safetensors":
+            content[len(content) // 2] ^= 1
+        (tmp_path / file.name).write_bytes(content)
+    for function in (checkpoints.load, checkpoints.card, checkpoints.names):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     assert_clear(cli("profile", MODEL), 1, "sha256")
 
 
@@ -151,9 +151,9 @@ def test_bad_input_files_of_run(cli, tmp_path):
     x.write_bytes(b"no array")
     assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "x.npy")
     np.save(x, np.zeros((2, 5, 5, 3), np.int8))
-    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "shape")
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 2, "shape")
     np.save(x, np.full((1, 32, 32, 3), np.nan, np.float32))
-    assert_clear(cli("run", monkey, "--input", x, "--output", y), 1, "finite")
+    assert_clear(cli("run", monkey, "--input", x, "--output", y), 2, "not a number")
     assert not y.exists()
 
 

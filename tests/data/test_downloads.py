@@ -32,7 +32,7 @@ class Server:
         files = self.files
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 (the name http.server calls)
+            def do_GET(self) -> None:
                 body = files.get(self.path)
                 self.send_response(200 if body is not None else 404)
                 self.send_header("Content-Length", str(len(body or b"")))
@@ -82,7 +82,9 @@ def batch_by_hand(x: np.ndarray, y: np.ndarray, key: str) -> bytes:
 
 def batch_by_python_3(x: np.ndarray, y: np.ndarray, key: str) -> bytes:
     planes = x.transpose(0, 3, 1, 2).reshape(len(y), 3072)
-    return pickle.dumps({"batch_label": "one", key: y.tolist(), "data": planes, "filenames": ["a"]}, protocol=2)
+    return pickle.dumps(
+        {"batch_label": "one", key: y.tolist(), "data": planes, "filenames": ["a"]}, protocol=2
+    )
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -110,7 +112,9 @@ def publish(server: Server, monkeypatch, name: str, files: dict[str, bytes]) -> 
 
 
 def cifar10_archive() -> tuple[bytes, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    batches = {f"data_batch_{i}": examples(20, 10, i) for i in range(1, 6)} | {"test_batch": examples(20, 10, 9)}
+    batches = {f"data_batch_{i}": examples(20, 10, i) for i in range(1, 6)} | {
+        "test_batch": examples(20, 10, 9)
+    }
     return archive({name: batch_by_hand(x, y, "labels") for name, (x, y) in batches.items()}), batches
 
 
@@ -146,7 +150,9 @@ def test_transfer10_and_person32_are_rebuilt_from_cifar100(server, folders, monk
     assert [order.index(fine_of[x.tobytes()]) for x in transfer.x] == transfer.y.tolist()
     person = data.load("person32", "test")
     assert np.bincount(person.y).tolist() == [15, 15]
-    assert [fine_of[x.tobytes()] in originals.PERSON_CLASSES for x in person.x] == person.y.astype(bool).tolist()
+    assert [fine_of[x.tobytes()] in originals.PERSON_CLASSES for x in person.x] == person.y.astype(
+        bool
+    ).tolist()
 
 
 def idx(x: np.ndarray) -> bytes:
@@ -167,11 +173,24 @@ def test_fashion_mnist_is_downloaded_and_decoded(server, folders, monkeypatch, r
     assert len(data.load("fashion_mnist", "train")) == 90
 
 
+def test_originals_in_the_data_folder_need_no_network(folders, tmp_path, monkeypatch):
+    text, _ = cifar10_archive()
+    source = {"url": "http://127.0.0.1:9/", "md5": hashlib.md5(text).hexdigest()}
+    monkeypatch.setitem(entry("cifar10").originals, "cifar-10-python.tar.gz", source)
+    monkeypatch.setenv("TINYML_EDU_OFFLINE", "1")
+    monkeypatch.setenv("TINYML_EDU_DATA", str(tmp_path / "mine"))
+    with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz into \$TINYML_EDU_DATA/cifar10,"):
+        data.load("cifar10")
+    (tmp_path / "mine" / "cifar10").mkdir(parents=True)
+    (tmp_path / "mine" / "cifar10" / "cifar-10-python.tar.gz").write_bytes(text)
+    assert len(data.load("cifar10", "test")) == 20
+
+
 def test_a_download_with_another_digest_leaves_nothing(server, folders, monkeypatch):
     text, _ = cifar10_archive()
     publish(server, monkeypatch, "cifar10", {"cifar-10-python.tar.gz": text})
     server.files["/cifar-10-python.tar.gz"] = text[:-1] + b"!"
-    with pytest.raises(DataError, match="its md5 differs.*data.load\\('glyphs32'\\)"):
+    with pytest.raises(DataError, match=r"its md5 differs.*data\.load\('glyphs32'\)"):
         data.load("cifar10")
     assert not [p for p in folders.rglob("*") if p.is_file()]
 
@@ -185,7 +204,7 @@ def test_a_missing_page_and_a_dead_server_are_one_line(server, folders, monkeypa
     assert "\n" not in str(caught.value)
     server.http.shutdown()
     server.http.server_close()
-    with pytest.raises(DataError, match="no connection.*needs no download") as caught:
+    with pytest.raises(DataError, match=r"no connection.*needs no download") as caught:
         data.load("cifar10")
     assert "\n" not in str(caught.value)
 
@@ -196,7 +215,7 @@ def test_a_damaged_original_in_the_cache_is_refused(server, folders, monkeypatch
     data.load("cifar10")
     path = next(folders.rglob("*.tar.gz"))
     path.write_bytes(text[: len(text) // 2])
-    with pytest.raises(DataError, match="is corrupt: its md5 is .*; delete it"):
+    with pytest.raises(DataError, match=r"is corrupt: its md5 is .*; delete it"):
         data.load("cifar10")
 
 

@@ -21,8 +21,8 @@ def golden_images() -> dict[str, np.ndarray]:
     """Return the images of the golden file; ``python tests/data/test_glyphs.py`` writes it."""
     return {
         "glyphs32": glyphs.make(split="test", size=10)[0],
-        "glyphs32_36": glyphs.make(split="test", size=36, classes=36, difficulty=0.5)[0],
-        "glyph_presence": presence.make(split="test", size=4)[0],
+        "glyphs32_36": glyphs.make(split="test", size=12, classes=36, difficulty=0.5)[0],
+        "glyph_presence": presence.make(split="test", size=2)[0],
     }
 
 
@@ -138,7 +138,9 @@ points = st.floats(-20, 20)
 
 
 @settings(max_examples=50)
-@given(st.lists(st.floats(-0.3, 0.3), min_size=8, max_size=8), st.floats(5, 40), st.floats(-3, 3), points, points)
+@given(
+    st.lists(st.floats(-0.3, 0.3), min_size=8, max_size=8), st.floats(5, 40), st.floats(-3, 3), points, points
+)
 def test_a_homography_takes_the_corners_back_to_the_mask(jitter, half, angle, x, y):
     quad = rendering.quads(
         np.array([[x, y]]), np.array([half]), np.array([angle]), np.array(jitter).reshape(1, 4, 2)
@@ -152,7 +154,9 @@ def test_a_homography_takes_the_corners_back_to_the_mask(jitter, half, angle, x,
 
 
 def test_a_quad_without_jitter_is_a_turned_square():
-    quad = rendering.quads(np.array([[10.0, 20.0]]), np.array([5.0]), np.array([math.pi / 2]), np.zeros((1, 4, 2)))
+    quad = rendering.quads(
+        np.array([[10.0, 20.0]]), np.array([5.0]), np.array([math.pi / 2]), np.zeros((1, 4, 2))
+    )
     # A quarter turn counter-clockwise on a screen takes the upper left corner to the lower left.
     assert np.allclose(quad[0], [[5, 25], [5, 15], [15, 15], [15, 25]])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import socket
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -76,11 +78,10 @@ def test_real_sets_have_the_sizes_of_the_manifest(name, data_dir):
 @pytest.mark.parametrize("name", REAL)
 def test_train_and_validation_together_are_the_published_train_half(name, data_dir):
     """Multisets, because some of the published halves hold an image twice."""
-    halves, _, _ = loading._real(entry(name))
-    whole = Counter(image.tobytes() for image in halves["train"][0])
-    train, validation = (images_of(real(name, split)) for split in ("train", "validation"))
-    assert train + validation == whole
-    assert images_of(real(name, "test")) == Counter(image.tobytes() for image in halves["test"][0])
+    (published, labels), _, _ = loading._real(entry(name), "train")
+    train, validation = real(name, "train"), real(name, "validation")
+    assert images_of(train) + images_of(validation) == Counter(image.tobytes() for image in published)
+    assert (np.bincount(train.y) + np.bincount(validation.y)).tolist() == np.bincount(labels).tolist()
 
 
 @pytest.mark.data
@@ -117,7 +118,9 @@ def test_two_calls_return_the_same_examples(folders):
 
 @pytest.mark.parametrize("name", REAL)
 def test_an_absent_set_names_the_embedded_stand_in(name, folders):
-    with pytest.raises(DataError, match=rf"TINYML_EDU_OFFLINE is set.*data\.load\('{entry(name).stand_in}'\)") as caught:
+    with pytest.raises(
+        DataError, match=rf"TINYML_EDU_OFFLINE is set.*data\.load\('{entry(name).stand_in}'\)"
+    ) as caught:
         data.load(name)
     assert "\n" not in str(caught.value)
     assert entry(entry(name).stand_in).kind != "real"
@@ -182,7 +185,9 @@ def test_a_corrupt_file_is_refused_in_one_line(folders, monkeypatch):
     path = next((folders / "data").rglob("*.npz"))
     data.load("fashion_mnist")  # the control: whole, it loads
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match="is corrupt: its sha256 starts with .* delete it and fetch it again") as caught:
+    with pytest.raises(
+        DataError, match=r"is corrupt: its sha256 starts with .* delete it and fetch it again"
+    ) as caught:
         data.load("fashion_mnist")
     assert "\n" not in str(caught.value)
 
@@ -243,3 +248,12 @@ def test_examples_without_a_channel_axis_are_refused():
 def test_a_data_set_with_too_few_labels_is_refused():
     with pytest.raises(UsageError, match="3 examples but 2 labels"):
         Dataset("x", "train", np.zeros((3, 1, 1, 1), np.uint8), np.zeros(2, np.int64), ("a",))
+
+
+def test_loading_does_not_import_torch():
+    code = (
+        "import sys; from tinyml_edu import data; data.load('digits'); data.names(); data.card('digits'); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""The distillation loss against its formula, its gradient against two closed forms, and the loop around it."""
+"""The distillation loss against its formula, its gradient against two closed forms, and the loop."""
 
 import copy
 
@@ -83,8 +83,9 @@ def test_the_closed_form_sees_the_factor_left_out():
 def logit_matching_error(loss, temperature: float) -> tuple[float, float]:
     """Return the distance of the gradient to that of logit matching, and the bound of the Taylor expansion.
 
-    With d = z / T the second derivative of softmax along d is p_i ((d_i - mean)² - var), at most 4 |d|² p_i, and
-    p_i <= exp(2 |d|) / C.  So T softmax(z / T) = T / C + (z - mean z) / C up to 2 |z|² exp(2 |z| / T) / (T C).
+    With d = z / T the second derivative of softmax along d is p_i ((d_i - mean)² - var), at most 4 |d|² p_i,
+    and p_i <= exp(2 |d|) / C.  So T softmax(z / T) = T / C + (z - mean z) / C up to
+    2 |z|² exp(2 |z| / T) / (T C).
     """
     s, t = (z - z.mean(1, keepdim=True) for z in random_logits(1))
     n, classes = s.shape

@@ -53,7 +53,7 @@ def no_kernel(monkeypatch):
     from tinyml_edu.grading import prove as module
 
     run = offline.OfflineRun(True, "", 0.0)
-    monkeypatch.setattr(module, "run_offline", lambda *args, **kwargs: run)
+    monkeypatch.setattr(module, "run_offline", lambda *_, **__: run)
 
 
 @pytest.mark.usefixtures("no_kernel")

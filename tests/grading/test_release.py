@@ -81,6 +81,7 @@ def test_points_of_the_notebook_are_those_of_the_questions(tiny, tiny_lab):
 
 
 def test_check_release_is_silent_on_a_fresh_release_and_names_a_stale_one(own_tiny):
+    own_tiny.built_source.unlink()  # as in a fresh clone
     assert release.check_release(own_tiny.root) == []
     _edit_source(own_tiny, "mean of each row", "average of each row")
     assert release.check_release(own_tiny.root) == ["labs/lab90_tiny is out of date; run: make release"]

@@ -88,7 +88,8 @@ def test_a_changed_judge_grades_anew(own_tiny, solved, hand_in):
     hidden = own_tiny.root / "autograder" / "hidden" / "lab90.py"
     hidden.write_text(
         hidden.read_text()
-        + "from tinyml_edu.checks.protocol import wrong\nQUESTIONS[0] = LAB['q1'].hidden(judge=lambda a, o: wrong('no'))\n"
+        + "from tinyml_edu.checks.protocol import wrong\n"
+        + "QUESTIONS[0] = LAB['q1'].hidden(judge=lambda a, o: wrong('no'))\n"
     )
     assert _grade(own_tiny, directory)[0]["score"] == 6.0
 
@@ -125,15 +126,15 @@ def test_a_link_to_another_students_notebook_is_not_followed(tmp_path):
     assert [len(s.notebooks) for s in runner.collect(tmp_path)] == [1, 0]
 
 
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir()])
+@pytest.mark.parametrize("make", [lambda _: None, lambda p: p.mkdir()])
 def test_no_submissions_is_one_clear_line(tiny, tmp_path, make):
     make(tmp_path / "in")
-    with pytest.raises(GradingError, match="directory|holds no submission"):
+    with pytest.raises(GradingError, match=r"directory|holds no submission"):
         _grade(tiny, tmp_path / "in")
 
 
 def test_a_course_folder_that_is_none_is_refused(tiny, tmp_path, solved, hand_in):
-    with pytest.raises(GradingError, match="no course folder.*--course"):
+    with pytest.raises(GradingError, match=r"no course folder.*--course"):
         _grade(tiny, hand_in("ada", solved), course=tmp_path)
 
 

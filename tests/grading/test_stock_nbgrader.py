@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tinyml_edu.checks.loading import CHECKS_VARIABLE
 from tinyml_edu.grading import runner
 from tinyml_edu.grading.course import COURSE_VARIABLE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Object of type")]
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def api(own_tiny, repository, tmp_path, monkeypatch):
     (tmp_path / "class").mkdir()
     # Set first, so that monkeypatch takes back what the configuration file sets.
     monkeypatch.setenv(COURSE_VARIABLE, "")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setenv(CHECKS_VARIABLE, str(own_tiny.checks.parent))
     monkeypatch.setenv("TINYML_EDU_CLASS", str(tmp_path / "class"))
     return NbGraderAPI(config=PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config())

@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 
+from tinyml_edu import ir
 from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from tinyml_edu.ir.ops import OPS
@@ -84,7 +85,7 @@ class Builder:
         y_quant = self.quant(max(typical * spread / 60, 1e-12))
         names = [self.constant("w", w, w_quant)]
         if self.rng.random() < 0.8:
-            bound = int(self.rng.choice([100, 20_000, 2**30]))
+            bound = int(self.rng.choice([100, 20_000, 2**30], p=[0.45, 0.45, 0.1]))
             bias = self.rng.integers(-bound, bound, channels, dtype=np.int32)
             b_quant = Quant(np.float32(x_scale) * w_scale, np.zeros(w_scale.size, np.int32), w_quant.axis and 0)
             names.append(self.constant("bias", bias, b_quant))
@@ -172,17 +173,29 @@ class Builder:
 
 
 def random_network(seed: int, layers: int = 8) -> Graph:
-    """Return a random network of about ``layers`` nodes over all ten ops."""
+    """Return a random network of about ``layers`` nodes over all ten ops whose output tells inputs apart.
+
+    A network that saturates somewhere has one output for all inputs, and every wrong kernel before that point would
+    go unnoticed: such a draw is thrown away.
+    """
     rng = np.random.default_rng(seed)
-    side = lambda low, high: int(rng.integers(low, high))  # noqa: E731
-    builder = Builder(rng, (1, side(5, 13), side(5, 13), side(1, 6)), f"random_{seed}")
+    while True:
+        graph = _draw_network(rng, f"random_{seed}", layers)
+        y = ir.run(graph, inputs(graph, 0, n=9)[:9])
+        if len(np.unique(y.reshape(9, -1), axis=0)) >= 8 and len(np.unique(y)) >= 12:
+            return graph
+
+
+def _draw_network(rng: np.random.Generator, name: str, layers: int) -> Graph:
+    shape = tuple(int(n) for n in rng.integers((5, 5, 1), (13, 13, 6)))
+    builder = Builder(rng, (1, *shape), name)
     weights = np.array([3 if op.endswith("CONV_2D") or op == "ADD" else 1 for op in ALL_OPS], float)
-    for _ in range(layers):
+    for _ in range(layers - 3):
         builder.add(str(rng.choice(ALL_OPS, p=weights / weights.sum())))
     if len(builder.shape()) != 2:
         builder.add("RESHAPE")
     builder.add("FULLY_CONNECTED")
-    builder.add("SOFTMAX")
+    builder.add("SOFTMAX" if rng.random() < 0.3 else "ADD")
     return builder.finish()
 
 

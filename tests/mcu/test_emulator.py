@@ -74,7 +74,13 @@ def test_one_more_instruction_in_a_loop_is_seen(tmp_path):
 def test_an_instruction_whose_condition_fails_is_counted(tmp_path):
     """The core spends a cycle on it, and QEMU's -icount counts it too."""
     code = assembly(
-        "model_invoke", "movs r1, #1", "cmp r1, #1", "ittte ne", *["addne r2, r2, #1"] * 3, "addeq r3, #1", *RETURN_0
+        "model_invoke",
+        "movs r1, #1",
+        "cmp r1, #1",
+        "ittte ne",
+        *["addne r2, r2, #1"] * 3,
+        "addeq r3, #1",
+        *RETURN_0,
     )
     elf_path = firmware(tmp_path, "stm32f412", code, arena_bytes=64)
     result = emulate(elf_path, "stm32f412", NOTHING, 4)
@@ -89,7 +95,14 @@ def test_blocks_and_single_instructions_give_one_account(tmp_path, board, optimi
     codes = rng.integers(-128, 128, (3, 64), np.int8)
     fast, plain = emulate(elf_path, board, codes, 64, output_offset=64), by_each(elf_path, board, codes, 64)
     assert (fast.outputs == plain.outputs).all()
-    for field in ("instructions_each", "cycles_each", "layer_instructions", "layer_cycles", "hits", "stack_bytes"):
+    for field in (
+        "instructions_each",
+        "cycles_each",
+        "layer_instructions",
+        "layer_cycles",
+        "hits",
+        "stack_bytes",
+    ):
         assert getattr(fast, field) == getattr(plain, field), field
     assert fast.taken_branches == plain.taken_branches
 
@@ -148,9 +161,16 @@ def test_recursion_is_unwound_level_by_level(tmp_path):
     """A depth of 5: each level holds those below it, 3 + 5 instructions a level, so the sum is triangular."""
     parts = [
         assembly(
-            "model_layer_0", "push {r4, lr}", "subs r0, r0, #1", "beq 1f", "bl model_layer_0", "1: pop {r4, pc}"
+            "model_layer_0",
+            "push {r4, lr}",
+            "subs r0, r0, #1",
+            "beq 1f",
+            "bl model_layer_0",
+            "1: pop {r4, pc}",
         ),
-        assembly("model_invoke", "push {r4, lr}", "movs r0, #5", "bl model_layer_0", "movs r0, #0", "pop {r4, pc}"),
+        assembly(
+            "model_invoke", "push {r4, lr}", "movs r0, #5", "bl model_layer_0", "movs r0, #0", "pop {r4, pc}"
+        ),
     ]
     result = run(tmp_path, "stm32f412", *parts)
     depth = [4 + 5 * k for k in range(5)]  # inclusive cost of the innermost level, and of each above it
@@ -165,7 +185,7 @@ def test_hits_sum_to_the_instructions_executed(tmp_path, board, rng):
     result = emulate(elf_path, board, rng.integers(-128, 128, (1, 64), np.int8), 64, output_offset=64)
     image = elf.read_elf(elf_path)
     outside = [n for address, n in result.hits.items() if image.where(address).startswith("te_main")]
-    # The count starts at the entry of model_invoke: `bl` came before it (or was part of it), `bkpt` comes after.
+    # The account starts at the entry of model_invoke: `bl` came before it, `bkpt` comes after its return.
     assert sum(result.hits.values()) - result.instructions in range(3)
     assert sum(outside) <= 2
     entry = image.symbol("model_invoke").address
@@ -178,7 +198,12 @@ def test_hits_sum_to_the_instructions_executed(tmp_path, board, rng):
 @pytest.mark.parametrize("frame", [0, 8, 200, 500])
 def test_a_frame_of_known_size_is_measured(tmp_path, frame):
     function = assembly(
-        "model_invoke", "push {r4, lr}", f"sub sp, #{frame}", f"add sp, #{frame}", "movs r0, #0", "pop {r4, pc}"
+        "model_invoke",
+        "push {r4, lr}",
+        f"sub sp, #{frame}",
+        f"add sp, #{frame}",
+        "movs r0, #0",
+        "pop {r4, pc}",
     )
     assert run(tmp_path, "stm32f412", function).stack_bytes == 8 + frame
 
@@ -207,8 +232,8 @@ def test_a_stack_overflow_faults_and_says_so(tmp_path):
 
 def test_a_stack_pointer_used_as_a_plain_register_is_no_stack(tmp_path):
     function = assembly(
-        "model_invoke", "mov r4, sp", "movw r5, :lower16:te_arena", "movt r5, :upper16:te_arena", "mov sp, r5",
-        "mov sp, r4", *RETURN_0,
+        "model_invoke", "mov r4, sp", "movw r5, :lower16:te_arena", "movt r5, :upper16:te_arena",
+        "mov sp, r5", "mov sp, r4", *RETURN_0,
     )  # fmt: skip
     assert run(tmp_path, "stm32f412", function).stack_bytes == 0
 
@@ -216,9 +241,11 @@ def test_a_stack_pointer_used_as_a_plain_register_is_no_stack(tmp_path):
 # -- cycles -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("board", "loop", "call"), [("rp2040", 1, 1), ("stm32f103", 2, 2), ("stm32f412", 2, 2)])
+@pytest.mark.parametrize(
+    ("board", "loop", "call"), [("rp2040", 1, 1), ("stm32f103", 2, 2), ("stm32f412", 2, 2)]
+)
 def test_a_loop_costs_what_the_manual_says(tmp_path, board, loop, call):
-    """movs 1; each turn nop, subs, bne 1 each and a refill unless it is the last; movs 1; bx 1 and a refill."""
+    """movs 1; a turn: nop, subs, bne 1 each and a refill unless it is the last; movs 1; bx 1 and a refill."""
     assert run(tmp_path, board, counted_loop(100, 1)).estimated_cycles == 1 + 300 + 99 * loop + 1 + 1 + call
 
 
@@ -242,7 +269,16 @@ def test_a_loop_costs_what_the_manual_says(tmp_path, board, loop, call):
 )
 def test_instruction_costs_by_core(tmp_path, lines, m3, m4):
     # r1 must be a readable address where a line loads through it, hence the preparation (13 cycles in all).
-    setup = ["sub sp, #16", "mov r1, sp", "nop", "str r1, [sp]", "nop", "movs r2, #0", "movs r3, #1", "movs r12, #0"]
+    setup = [
+        "sub sp, #16",
+        "mov r1, sp",
+        "nop",
+        "str r1, [sp]",
+        "nop",
+        "movs r2, #0",
+        "movs r3, #1",
+        "movs r12, #0",
+    ]
     setup[-1] = "mov r12, r3"
     teardown = ["nop", "add sp, #16", *RETURN_0]
 
@@ -285,12 +321,44 @@ def test_an_unaligned_load_faults_on_a_core_that_has_none(tmp_path):
         run(tmp_path, "rp2040", code)
 
 
-def test_a_core_without_dsp_instructions_refuses_them(tmp_path):
-    """The control for `compile for and emulate that core`: the M4's image does not run on the M3."""
-    elf_path = firmware(tmp_path, "stm32f412", assembly("model_invoke", "smlad r1, r2, r3, r1", *RETURN_0))
+def test_an_image_for_a_larger_core_is_refused(tmp_path):
+    """The M4's DSP code on the M3; the control: the M3's code runs on the M4, in the same memory map."""
+    elf_path = firmware(
+        tmp_path / "m4", "stm32f412", assembly("model_invoke", "smlad r1, r2, r3, r1", *RETURN_0)
+    )
     assert emulate(elf_path, "stm32f412", NOTHING, 4).instructions == 3
-    with pytest.raises(ToolchainError, match="undefined instruction"):
+    with pytest.raises(DataError, match="the image is Armv7E-M code, stm32f103 runs Armv7-M"):
         emulate(elf_path, "stm32f103", NOTHING, 4)
+    smaller = firmware(tmp_path / "m3", "stm32f103", counted_loop(2, 0))
+    assert emulate(smaller, "stm32f412", NOTHING, 4).instructions == 7
+
+
+def test_the_emulated_core_lacks_what_the_real_one_lacks(tmp_path):
+    """Thumb-2 instructions, given to the assembler as numbers, are undefined on the M0+."""
+    code = assembly("model_invoke", ".inst.w 0xfbb1f1f2", *RETURN_0)  # udiv r1, r1, r2
+    assert run(tmp_path, "stm32f103", code).instructions == 3
+    with pytest.raises(ToolchainError, match="Invalid instruction"):
+        run(tmp_path, "rp2040", code)
+
+
+def test_running_into_data_is_refused(tmp_path):
+    with pytest.raises(ToolchainError, match="ran into data at model_invoke"):
+        run(tmp_path, "stm32f412", assembly("model_invoke", "b 1f", "1: .short 0xbf00", *RETURN_0))
+
+
+@pytest.mark.parametrize("board", ["stm32f412", "stm32f746", "stm32h743"])
+def test_the_floating_point_unit_is_on(tmp_path, board):
+    body = """#include <string.h>
+    int model_invoke(void) {
+        float a[2];
+        memcpy(a, te_arena, 8);
+        a[0] = a[0] * a[1] + 1.5f;
+        memcpy(te_arena + 8, a, 4);
+        return 0; }\n"""
+    x = np.array([[1.25, -7.5]], np.float32)
+    elf_path = firmware(tmp_path, board, body)
+    result = emulate(elf_path, board, x.view(np.int8), 4, output_offset=8)
+    assert result.outputs.view(np.float32)[0, 0] == 1.25 * -7.5 + 1.5
 
 
 def test_an_image_of_another_memory_map_is_refused(tmp_path):
@@ -321,7 +389,7 @@ def test_inputs_and_outputs_must_lie_in_the_arena(tmp_path):
 
 
 def test_an_image_without_a_network_is_refused(tmp_path):
-    (tmp_path / "main.c").write_text("void te_main(void) { for (;;) __asm volatile(\"bkpt #0\"); }\n")
+    (tmp_path / "main.c").write_text('void te_main(void) { for (;;) __asm volatile("bkpt #0"); }\n')
     with pytest.raises(DataError, match="te_arena"):
         emulate(toolchain.compile_firmware(tmp_path, "stm32f412"), "stm32f412", NOTHING, 4)
 
@@ -406,7 +474,11 @@ def test_integer_helpers_agree_with_python(tmp_path, board, rng):
     random = [tuple(int(rng.integers(-(2**w), 2**w)) for w in row) for row in widths.tolist()]
     pairs += [(a, b) for a, b in random if wrap(b, 32) != 0]
     # Signed overflow is undefined in C: the most negative number divided by -1.
-    pairs = [(a, b) for a, b in pairs if not (wrap(b, 32) == -1 and wrap(a, 32) == -(2**31)) and (a, b) != (-(2**63), -1)]
+    pairs = [
+        (a, b)
+        for a, b in pairs
+        if not (wrap(b, 32) == -1 and wrap(a, 32) == -(2**31)) and (a, b) != (-(2**63), -1)
+    ]
     codes = np.array(pairs, np.int64).view(np.int8).reshape(len(pairs), 16)
     result = emulate(firmware(tmp_path, board, SUPPORT_C), board, codes, 84, output_offset=16)
     for (a, b), row in zip(pairs, result.outputs, strict=True):
@@ -424,9 +496,9 @@ int model_invoke(void) {
     const uint8_t *in = (const uint8_t *)te_arena;
     uint8_t *work = (uint8_t *)te_arena + 16;
     for (int i = 0; i < 64; ++i) work[i] = (uint8_t)i;
-    void *(*volatile copy)(void *, const void *, size_t) = in[3] == 0 ? (void *(*)(void *, const void *, size_t))memcpy : memmove;
+    if (in[3] == 0) memcpy(work + in[0], work + in[1], in[2]);
+    if (in[3] == 1) memmove(work + in[0], work + in[1], in[2]);
     if (in[3] == 2) memset(work + in[0], in[1], in[2]);
-    else copy(work + in[0], work + in[1], in[2]);
     return 0;
 }
 """
@@ -441,14 +513,16 @@ def test_memory_functions_agree_with_python(tmp_path, board, rng):
     result = emulate(firmware(tmp_path, board, COPY_C), board, codes, 64, output_offset=16)
     for (to, source, size, kind), row in zip(cases, result.outputs.view(np.uint8), strict=True):
         wanted = bytearray(range(64))
-        wanted[to : to + size] = bytes([source]) * size if kind == 2 else bytes(wanted[source : source + size])
+        wanted[to : to + size] = (
+            bytes([source]) * size if kind == 2 else bytes(wanted[source : source + size])
+        )
         assert bytes(row) == bytes(wanted), (to, source, size, kind)
 
 
 # -- QEMU ---------------------------------------------------------------------------------------
 
-# The board of QEMU's mps2 machines: 25 MHz timer, one instruction every 64 ns of virtual time (shift=6), so an
-# instruction is 1.6 ticks; semihosting prints the difference of two readings and exits.
+# QEMU's mps2 machines have a 25 MHz timer; -icount shift=6 makes an instruction last 64 ns of virtual time,
+# 1.6 ticks.  Semihosting prints the difference of two readings and exits.
 QEMU_MAIN = r"""
 #include <stdint.h>
 #define TIMER ((volatile uint32_t *)0x40000000)

@@ -84,8 +84,12 @@ def test_random_layers_and_networks_equal_numpy(tmp_path, requant):
 def test_the_random_graphs_use_every_op_and_are_not_saturated():
     used = {node.op for g in NETWORKS for node in g.nodes}
     assert used == set(ALL_OPS)
-    distinct = [len(np.unique(y)) for y in expected(LAYERS).values()]
-    assert np.median(distinct) > 20
+    outputs = expected(LAYERS)
+    for op in ALL_OPS:
+        codes = np.concatenate([y.ravel() for name, y in outputs.items() if name.rpartition("_")[0] == op])
+        inside = np.mean((codes > -128) & (codes < 127))
+        assert inside > 0.3, (op, inside)
+        assert len(np.unique(codes)) > 128 or op == "SOFTMAX", op
 
 
 def test_the_two_rounding_modes_differ(tmp_path):
@@ -138,7 +142,7 @@ def test_the_comparison_catches_a_kernel_that(tmp_path, mutation, monkeypatch):
     # A mutant may well be code that -Werror refuses; what is tested is that the comparison notices it.
     monkeypatch.setattr(host_build, "STRICT", ("-std=c99", "-w"))
     file = MUTATIONS[mutation][0]
-    graphs = [g for g in LAYERS if file in cgen.generate(g, planning.plan(g))]
+    graphs = [g for g in LAYERS if file in cgen.generate(g, planning.plan(g))][:80]
     runners = host_build.build(tmp_path, graphs, mutation=MUTATIONS[mutation])
     assert host_build.differences(graphs, runners, expected(graphs), INPUTS)
 

@@ -22,40 +22,40 @@ NETWORKS = {
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request):
-    make, size = NETWORKS[request.param]
-    return make().eval(), torch.zeros(1, 3, size, size)
-
-
-def _torchinfo_macs(model, example):
-    """MACs of convolutions and linear layers by torchinfo, without the biases that it counts as MACs."""
+    """The model, an example, its profile and torchinfo's rows and total."""
     torchinfo = pytest.importorskip("torchinfo")
-    rows = torchinfo.summary(model, input_data=example, verbose=0).summary_list
-    conv = sum(r.macs for r in rows if isinstance(r.module, nn.Conv2d))
-    linear = sum(r.macs - r.module.bias.numel() for r in rows if isinstance(r.module, nn.Linear))
-    assert all(r.module.bias is None for r in rows if isinstance(r.module, nn.Conv2d))
-    return conv + linear
+    make, size = NETWORKS[request.param]
+    model, example = make().eval(), torch.zeros(1, 3, size, size)
+    summary = torchinfo.summary(model, input_data=example, verbose=0)
+    return model, example, profile(model, example), summary
+
+
+def _torchinfo_macs(summary):
+    """MACs of convolutions and linear layers by torchinfo, without the linear biases that it counts as MACs."""
+    rows = summary.summary_list
+    conv = [r for r in rows if isinstance(r.module, nn.Conv2d)]
+    linear = [r for r in rows if isinstance(r.module, nn.Linear)]
+    assert all(r.module.bias is None for r in conv)
+    return sum(r.macs for r in conv) + sum(r.macs - r.module.bias.numel() for r in linear)
 
 
 def test_graph_hooks_and_torchinfo_agree_on_macs(network):
-    model, example = network
-    assert profile(model, example).macs == model_macs(model, example) == _torchinfo_macs(model, example)
+    model, example, counted, summary = network
+    assert counted.macs == model_macs(model, example) == _torchinfo_macs(summary)
 
 
 def test_parameters_agree_with_torchinfo_and_folding_accounts_for_the_difference(network):
-    model, example = network
-    torchinfo = pytest.importorskip("torchinfo")
-    counted = profile(model, example)
-    total = torchinfo.summary(model, input_data=example, verbose=0).total_params
-    assert counted.torch_parameters == count_parameters(model) == total
+    model, _, counted, summary = network
+    assert counted.torch_parameters == count_parameters(model) == summary.total_params
     # Folding turns the two parameters a channel of a batch norm into one bias of the convolution before it.
     channels = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    assert counted.parameters == total - channels
+    assert counted.parameters == summary.total_params - channels
 
 
-def test_the_comparison_can_fail():
-    model, example = models.build("resnet8").eval(), torch.zeros(1, 3, 32, 32)
-    wider = models.build("resnet8", width=1.25).eval()
-    assert model_macs(wider, example) != _torchinfo_macs(model, example)
+def test_the_comparison_can_fail(network):
+    model, example, _, summary = network
+    model_with_bias = nn.Sequential(model, nn.Linear(summary.summary_list[-1].output_size[-1], 1))
+    assert model_macs(model_with_bias, example) != _torchinfo_macs(summary)
 
 
 def pairs(low, high):

@@ -1,14 +1,14 @@
 """A shrunk network computes what the whole one computes with the removed channels at zero.
 
-Oracle: parameters and inputs are small integers and batch norms scale by powers of two, so that float32 is exact
-whatever the order of summation; both networks must agree bit for bit.
+Oracle: parameters and inputs are small integers, batch norms scale by powers of two and average pools cover
+4 or 16 pixels, so that float64 is exact whatever the order of summation: they must agree bit for bit.
 """
 
 import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,7 +35,7 @@ def with_integers(module: nn.Module, seed: int) -> nn.Module:
                 m.weight.copy_(draw([-1.0, 0.0, 1.0], m.weight.shape))
                 if m.bias is not None:
                     m.bias.copy_(draw([-1.0, 1.0, 2.0], m.bias.shape))
-    return module.eval()
+    return module.double().eval()
 
 
 def chain(last_pool: nn.Module, features: int) -> nn.Sequential:
@@ -52,7 +52,7 @@ NETS = {
     "flatten": lambda: chain(nn.Identity(), 8 * 2 * 3),  # features of 2x3 pixels reach the linear layer
     "vgg_lite": lambda: models.build("vgg_lite", width=0.25),
 }
-IMAGE = {"pool": (3, 12, 12), "flatten": (3, 8, 12), "vgg_lite": (3, 16, 16)}
+IMAGE = {"pool": (3, 12, 14), "flatten": (3, 8, 12), "vgg_lite": (3, 16, 16)}
 
 
 def masked(model: nn.Module, kept: dict[str, torch.Tensor]) -> nn.Module:
@@ -75,11 +75,11 @@ def masked(model: nn.Module, kept: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def integers(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(ratio=st.floats(0, 0.95), seed=st.integers(0, 99), multiple=st.sampled_from([1, 2, 4]))
 def test_the_shrunk_network_equals_the_masked_one(name, ratio, seed, multiple):
     torch.manual_seed(seed)

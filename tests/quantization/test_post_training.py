@@ -3,10 +3,10 @@
 Oracle: scales and zero points recomputed here from the calibration ranges, real arithmetic by PyTorch in
 float64 on the float graph's own weights.
 
-Bound: let t be the real value of an output in steps of its scale.  The reference code is within 1/2 of t.  The
-integer kernel rounds the bias (1/2 of s_x s_w / s_y steps, at most 1/8 where that ratio is below 1/4), after
-the 31-bit shift (1/2 unit, divided by the second shift, at most 1/4) and at the end (1/2); ADD rounds its
-inputs too, to 2**-20 of a step.  So the codes differ by less than 1/2 + 1/8 + 1/4 + 1/2 < 2: by at most one.
+Bound: let t be the real value of an output in steps of its scale.  The reference code is within 1/2 of t.
+The integer kernel rounds the bias (1/2 of s_x s_w / s_y steps, at most 1/8 where that ratio is below 1/4),
+after the 31-bit shift (1/2 unit, divided by the second shift, at most 1/4) and at the end (1/2); ADD rounds
+its inputs too, to 2**-20 of a step.  So the codes differ by less than 1/2 + 1/8 + 1/4 + 1/2 < 2: at most one.
 """
 
 from dataclasses import replace
@@ -264,7 +264,7 @@ def linear_graph(w: np.ndarray, bias: np.ndarray, activation: str = "none") -> G
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-38, 1e-20, 1e-9, 1e-5])
 def test_channels_with_tiny_weights_and_a_large_bias_keep_their_value(tiny):
-    """Their bias in steps of s_x·s_w would overflow int32; batch norms with dead channels make such layers."""
+    """Their bias in steps of s_x·s_w would overflow int32; dead channels of batch norms are such."""
     graph = linear_graph(np.array([[1.0, -2.0], [tiny, tiny], [0.5, 0.5]]), np.array([0.1, 3.0, -1.0]))
     x = batch(50, (2,))
     model = quantize(graph, calibration=x)

@@ -138,7 +138,8 @@ def _scaled(a: np.ndarray, b: np.ndarray) -> str:
 
     The comparison allows 1e-5 relative, ten times the rounding of a float32 product.
     """
-    factor = np.vdot(b, a) / np.vdot(b, b)
+    square = np.vdot(b, b)
+    factor = np.vdot(b, a) / square if square > 0 else 0.0  # the square of a tiny value is 0
     if np.isreal(factor) and factor != 0 and np.allclose(a, factor * b, rtol=1e-5, atol=0):
         factor = float(np.real(factor))
         if a.size == 1:

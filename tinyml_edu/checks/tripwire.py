@@ -78,9 +78,8 @@ def _swap(old: Any, new: Any, namespace: Mapping[str, Any]) -> None:
 
 def _holders(namespace: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Dictionaries through which student code reaches the library: its modules, and the namespace."""
-    modules = [
-        m for key, m in list(sys.modules.items()) if key.split(".")[0] == "tinyml_edu" and m is not None
-    ]
+    # Private labs are loaded as tinyml_edu_checks_<id>.
+    modules = [m for key, m in list(sys.modules.items()) if key.startswith("tinyml_edu") and m is not None]
     holders = [vars(module) for module in modules]
     if isinstance(namespace, dict):
         holders.append(namespace)

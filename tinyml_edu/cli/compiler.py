@@ -38,22 +38,18 @@ def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
     report = profile_graph(resolve_graph(model))
     values = report.to_dict()
     table(
-        f"{Path(model).name}: {values['macs']:,} MACs, {values['parameters']:,} parameters, "
-        f"{values['weight_bytes']:,} B of weights, {values['peak_activation_bytes']:,} B of peak activations",
-        ["layer", "op", "output", "MACs", "parameters", "activation B"],
+        f"{Path(model).name} in {report.dtype}: {report.macs:,} MACs, {report.parameters:,} parameters, "
+        f"{report.weight_bytes():,} B of weights, {report.peak_activation_bytes:,} B of live activations at peak",
+        ["layer", "op", "output", "MACs", "parameters", "live B"],
         [
             [
-                r["name"],
-                r["op"],
-                "×".join(map(str, r["output_shape"])),
-                r["macs"],
-                r["parameters"],
-                r["activation_bytes"],
+                *(r["name"], r["op"], "×".join(map(str, r["output_shape"][1:]))),
+                *(r["macs"], r["parameters"], r["live_bytes"]),
             ]
             for r in values["layers"]
         ],
     )
-    write_json(json_file, {"model": model, **values})
+    write_json(json_file, {**values, "model": model})
 
 
 def plan(

@@ -18,20 +18,28 @@ def data_list(json_file: JsonOption = None) -> None:
 
     Example: tinyml data list
     """
-    from .. import data
+    from ..data import is_available, manifest
 
-    rows = [data.card(name) for name in data.names()]
+    rows = [
+        {
+            "name": e.name,
+            "title": e.title,
+            "kind": e.kind,
+            "shape": list(e.shape),
+            "splits": e.splits,
+            "stand_in": e.stand_in,
+            "available": is_available(e.name),
+        }
+        for e in manifest.entries().values()
+    ]
     table(
         "Data sets",
-        ["name", "task", "classes", "train", "validation", "test", "origin", "here"],
+        ["name", "what", "kind", "shape", "train", "validation", "test", "here"],
         [
             [
-                r["name"],
-                r["task"],
-                r["classes"],
-                *(r["images"][s] for s in ("train", "validation", "test")),
-                r["origin"],
-                data.is_available(r["name"]),
+                *(r["name"], r["title"], r["kind"], "×".join(map(str, r["shape"]))),
+                *(r["splits"][split] for split in ("train", "validation", "test")),
+                r["available"],
             ]
             for r in rows
         ],
@@ -63,7 +71,13 @@ def zoo_list(json_file: JsonOption = None) -> None:
     cards = [zoo.card(name) for name in zoo.names()]
     table(
         "Zoo",
-        ["name", "data", "parameters", "test accuracy", "training seconds"],
-        [[c["name"], c["data"], c["parameters"], c["test_accuracy"], c["seconds"]] for c in cards],
+        ["name", "parameters", "test accuracy", "seeds", "lowest", "highest", "training s"],
+        [
+            [
+                *(c["name"], c["parameters"], c["test_accuracy"]["mean"], c["test_accuracy"]["seeds"]),
+                *(c["test_accuracy"]["min"], c["test_accuracy"]["max"], c["runs"][0]["seconds"]),
+            ]
+            for c in cards
+        ],
     )
     write_json(json_file, cards)

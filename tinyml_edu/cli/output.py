@@ -20,20 +20,22 @@ JsonOption = Annotated[
 
 def console() -> Console:
     """Return a console on stdout; without a terminal it keeps long rows on one line."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=160, no_color=True)
+    # Square brackets in names and paths are text, not markup.
+    plain = Console(markup=False, highlight=False)
+    return plain if plain.is_terminal else Console(width=160, no_color=True, markup=False, highlight=False)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers are right-aligned and grouped by thousands."""
     rows = [list(row) for row in rows]
-    view = Table(title=title, title_justify="left")
+    view = Table()
     for column, name in enumerate(header):
         numeric = any(isinstance(row[column], int | float) for row in rows)
         view.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*(_cell(value) for value in row))
-    console().print(view)
+    # Not the table's own title: that is folded to the width of the table.
+    console().print(title, view, sep="\n")
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = attach(
     submodules=["cards", "dataset", "glyphs", "loading", "manifest", "originals", "presence", "store"],
     attributes={
         "dataset": ["Dataset", "normalised", "to_tensor"],
-        "loading": ["card", "load", "names"],
+        "loading": ["card", "is_available", "load", "names"],
     },
 )

@@ -22,8 +22,8 @@ _FASHION = (
 
 _DIGITS_TEST = 360
 
-Halves = tuple[dict[str, originals.Arrays], tuple[str, ...], str]
-"""Arrays of ``"train"`` and ``"test"``, the class names, and where they came from."""
+Half = tuple[originals.Arrays, tuple[str, ...], str]
+"""Arrays of the published train or test half, the class names, and where they came from."""
 
 
 def names() -> list[str]:
@@ -35,6 +35,18 @@ def names() -> list[str]:
     ['digits', 'glyphs32']
     """
     return list(entries())
+
+
+def is_available(name: str) -> bool:
+    """Return whether :func:`load` needs no download for data set ``name``.
+
+    Examples
+    --------
+    >>> is_available("glyphs32")
+    True
+    """
+    found = entry(name)
+    return found.kind != "real" or store.find(found) is not None or store.has_originals(found)
 
 
 def card(name: str) -> str:
@@ -90,8 +102,9 @@ def load(name: str, split: str = "train", **params: Any) -> Dataset:
         raise UsageError(f"data set {name!r} does not take {', '.join(unknown)}; its parameters are: {takes}")
     if found.kind == "made":
         return _made(found, split, {**allowed, **params})
-    halves, classes, source = _digits() if found.kind == "embedded" else _real(found)
-    x, y = _carve(found, halves, split)
+    half = "test" if split == "test" else "train"
+    arrays, classes, source = _digits(half) if found.kind == "embedded" else _real(found, half)
+    x, y = arrays if split == "test" else _carve(found, arrays, split)
     return Dataset(name, split, x, y, classes, {"source": source})
 
 
@@ -106,11 +119,11 @@ def _made(found: Entry, split: str, params: dict[str, Any]) -> Dataset:
     if arrays is None:
         x, y = maker.make(split=split, **params)
         arrays = {"x": x, "y": y}
-        store.cache_arrays(key, arrays)
+        store.cache_arrays(key, x, y)
     return Dataset(found.name, split, arrays["x"], arrays["y"], classes, {"source": "made", **params})
 
 
-def _digits() -> Halves:
+def _digits(half: str) -> Half:
     """Return scikit-learn's digits with pixels 0 to 255; test is a fixed fifth."""
     from sklearn.datasets import load_digits
 
@@ -118,63 +131,51 @@ def _digits() -> Halves:
     x = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
     y = bunch.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(y))
-    test, train = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
-    halves = {"train": (x[train], y[train]), "test": (x[test], y[test])}
-    return halves, tuple(str(i) for i in range(10)), "scikit-learn"
+    rows = order[:_DIGITS_TEST] if half == "test" else order[_DIGITS_TEST:]
+    return (x[rows], y[rows]), tuple(str(i) for i in range(10)), "scikit-learn"
 
 
-def _real(found: Entry) -> Halves:
+def _real(found: Entry, half: str) -> Half:
+    """Return one half from a reduced copy if there is one, else from the originals."""
     path = store.find(found)
     if path is None:
-        return _from_originals(found)
+        return _from_originals(found, half)
     digest = next(d for relative, d in found.files.items() if path.match(relative))
-    arrays = store.read_arrays(store.verified(path, digest), path)
-    halves = {
-        half: (_images(found, arrays, half), arrays[f"y_{half}"].astype(np.int64))
-        for half in ("train", "test")
-    }
-    return halves, tuple(arrays["classes"].tolist()), f"reduced copy {path.name}"
-
-
-def _images(found: Entry, arrays: dict[str, np.ndarray], half: str) -> np.ndarray:
+    key = f"d_{half}" if found.format == "delta" else f"x_{half}"
+    arrays = store.read_arrays(store.verified(path, digest), path, (key, f"y_{half}", "classes"))
     if found.format == "delta":
-        return originals.decode_delta(arrays[f"d_{half}"])
-    return arrays[f"x_{half}"][..., None]  # (n, H, W) grey
+        x = originals.decode_delta(arrays[key])
+    else:
+        x = arrays[key][..., None]  # (n, H, W) grey
+    labels = arrays[f"y_{half}"].astype(np.int64)
+    return (x, labels), tuple(arrays["classes"].tolist()), f"reduced copy {path.name}"
 
 
-def _from_originals(found: Entry) -> Halves:
+def _from_originals(found: Entry, half: str) -> Half:
     paths = {name: store.original(found, name) for name in found.originals}
     source = f"originals {', '.join(paths)}"
     if found.name == "fashion_mnist":
-        return _fashion_halves(paths), _FASHION, source
+        return _fashion_half(paths, half), _FASHION, source
     archive = next(iter(paths.values()))
     if found.name == "cifar10":
         batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-        return {h: originals.read_cifar(archive, m, "labels") for h, m in batches.items()}, _CIFAR10, source
-    halves = {h: originals.read_cifar(archive, [h], "fine_labels") for h in ("train", "test")}
+        return originals.read_cifar(archive, batches[half], "labels"), _CIFAR10, source
+    x, fine = originals.read_cifar(archive, [half], "fine_labels")
     if found.name == "person32":
-        chosen = {h: originals.select_person(*halves[h]) for h in halves}
-        return chosen, ("no person", "person"), source
-    chosen = {h: originals.select_transfer(*halves[h]) for h in halves}
-    return chosen, tuple(originals.TRANSFER_CLASSES), source
+        return originals.select_person(x, fine), ("no person", "person"), source
+    return originals.select_transfer(x, fine), tuple(originals.TRANSFER_CLASSES), source
 
 
-def _fashion_halves(paths: dict[str, Path]) -> dict[str, originals.Arrays]:
-    prefixes = {"train": "train", "test": "t10k"}
-    return {
-        half: (
-            originals.read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])[..., None],
-            originals.read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]).astype(np.int64),
-        )
-        for half, prefix in prefixes.items()
-    }
+def _fashion_half(paths: dict[str, Path], half: str) -> originals.Arrays:
+    prefix = "t10k" if half == "test" else "train"
+    x = originals.read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])[..., None]
+    y = originals.read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]).astype(np.int64)
+    return x, y
 
 
-def _carve(found: Entry, halves: dict[str, originals.Arrays], split: str) -> originals.Arrays:
-    """Return one split; validation is the same seeded, stratified share of each class of train."""
-    if split == "test":
-        return halves["test"]
-    x, y = halves["train"]
+def _carve(found: Entry, train: originals.Arrays, split: str) -> originals.Arrays:
+    """Return a part of the train half; validation is the same seeded, stratified share of each class."""
+    x, y = train
     rng = np.random.default_rng(2024)
     validation = np.zeros(len(y), bool)
     for label in np.unique(y):

@@ -92,10 +92,10 @@ def _cifar_batch(text: bytes, label_key: str) -> Arrays:
     """Decode one pickled batch without building what it describes."""
     pixels, labels = b"", []
     opcodes = list(pickletools.genops(text))
-    for position, (opcode, argument, _) in enumerate(opcodes):
-        if opcode.name in ("BINSTRING", "BINBYTES", "BINUNICODE") and len(argument) > len(pixels):
-            pixels = argument if isinstance(argument, bytes) else argument.encode("latin-1")
-        if argument == label_key or argument == label_key.encode():
+    for position, (_, argument, _) in enumerate(opcodes):
+        if isinstance(argument, str) and len(argument) > len(pixels):
+            pixels = argument.encode("latin-1")  # a string of Python 2 is bytes
+        if argument == label_key:
             labels = list(_integers_after(opcodes, position))
     if not labels or len(pixels) != 3072 * len(labels):
         raise ValueError(f"{len(pixels)} bytes of pixels for {len(labels)} labels")
@@ -129,7 +129,7 @@ def read_idx(path: Path) -> np.ndarray:
         shape = np.frombuffer(text, ">i4", count=axes, offset=4)
         if text[:3] != b"\0\0\x08":
             raise ValueError("wrong magic number")
-        return np.frombuffer(text, np.uint8, offset=4 + 4 * axes).reshape(shape)
+        return np.frombuffer(text, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
         raise DataError(f"{path} is not an IDX file ({error}); delete it and fetch it again") from None
 

@@ -80,7 +80,7 @@ def _render(labels: np.ndarray, u: np.ndarray, difficulty: float, noise: np.rand
     x = np.stack([rendering.texture(row[1:6], _SIDE, smallest=120, largest=400) for row in u])
     x = x.astype(np.float32)
     plates, letters = _layers(labels, u, difficulty)
-    opacity = np.float32(1 - 0.25 * difficulty * u[:, 24])[:, None, None, None]
+    opacity = (1 - 0.25 * difficulty * u[:, 24]).astype(np.float32)[:, None, None, None]
     plate_colour = (40 + 200 * u[:, 25:28]).astype(np.float32)[:, None, None]
     x += plates[..., None] * opacity * (plate_colour - x)
     x += letters[..., None] * opacity * (_letter_colours(plate_colour, u, difficulty) - x)
@@ -93,7 +93,7 @@ def _letter_colours(plate: np.ndarray, u: np.ndarray, difficulty: float) -> np.n
     """Return the ink (n, 1, 1, 3): away from the plate's brightness, towards black or white."""
     brightness = plate.mean(axis=-1, keepdims=True)
     end = np.where(brightness > 128, np.float32(10), np.float32(245))
-    share = np.float32(0.95 - 0.4 * difficulty * u[:, 28])[:, None, None, None]
+    share = (0.95 - 0.4 * difficulty * u[:, 28]).astype(np.float32)[:, None, None, None]
     return plate + share * (end - plate)
 
 

@@ -26,8 +26,6 @@ MASK_PIXELS = 96
 
 GLYPH_PIXELS = 80
 
-Image.init()
-
 
 @functools.cache
 def glyph_mask(font: str, character: str) -> Image.Image:
@@ -50,7 +48,8 @@ def glyph_mask(font: str, character: str) -> Image.Image:
     factor = GLYPH_PIXELS / max(ink.size)
     size = (max(1, round(ink.width * factor)), max(1, round(ink.height * factor)))
     mask = Image.new("L", (MASK_PIXELS, MASK_PIXELS))
-    mask.paste(ink.resize(size, Image.Resampling.LANCZOS), tuple((MASK_PIXELS - s) // 2 for s in size))
+    corner = ((MASK_PIXELS - size[0]) // 2, (MASK_PIXELS - size[1]) // 2)
+    mask.paste(ink.resize(size, Image.Resampling.LANCZOS), corner)
     return mask
 
 

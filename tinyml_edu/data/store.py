@@ -7,11 +7,12 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from .._checkpoints import write_atomically
+from .._files import write_atomically
 from ..errors import DataError
 from .manifest import Entry
 
@@ -62,17 +63,17 @@ def verified(path: Path, sha256: str) -> bytes:
     return data
 
 
-def read_arrays(data: bytes, path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` text; pickled objects are refused.
+def read_arrays(data: bytes, path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the arrays ``names`` of an ``.npz`` text; pickled objects are refused.
 
     Raises
     ------
     DataError
-        If the archive is damaged.
+        If the archive is damaged or lacks an array.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in names}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is corrupt ({str(error).splitlines()[0]}); delete it and try again"
@@ -80,21 +81,21 @@ def read_arrays(data: bytes, path: Path) -> dict[str, np.ndarray]:
 
 
 def cached_arrays(name: str) -> dict[str, np.ndarray] | None:
-    """Return made arrays kept under ``made/name.npz`` of the cache, or None.
+    """Return the arrays ``x`` and ``y`` kept under ``made/name.npz`` of the cache, or None.
 
     A damaged entry counts as absent, because it can be made again.
     """
     path = cache_folder() / "made" / f"{name}.npz"
     try:
-        return read_arrays(path.read_bytes(), path)
+        return read_arrays(path.read_bytes(), path, ("x", "y"))
     except (OSError, DataError):
         return None
 
 
-def cache_arrays(name: str, arrays: dict[str, np.ndarray]) -> None:
+def cache_arrays(name: str, x: np.ndarray, y: np.ndarray) -> None:
     """Keep made arrays in the cache; a folder that cannot be written is no error, only slower next time."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, x=x, y=y)
     with contextlib.suppress(OSError):
         write_atomically(cache_folder() / "made" / f"{name}.npz", buffer.getvalue())
 
@@ -113,21 +114,29 @@ def original(entry: Entry, name: str) -> Path:
     DataError
         If the file is absent and there is no network, or what arrives has another digest.
     """
-    for folder in data_folders():
-        for path in (folder / entry.name / name, folder / "originals" / name):
-            if path.is_file():
-                return _checked(path, entry.originals[name]["md5"])
+    if path := _local_original(entry, name):
+        return _checked(path, entry.originals[name]["md5"])
     if os.environ.get(_OFFLINE, "") not in ("", "0"):
         raise absent(entry, f"{_OFFLINE} is set")
     return _download(entry, name)
 
 
+def has_originals(entry: Entry) -> bool:
+    """Return whether every original file of ``entry`` is here already."""
+    return bool(entry.originals) and all(_local_original(entry, name) for name in entry.originals)
+
+
+def _local_original(entry: Entry, name: str) -> Path | None:
+    places = (p for f in data_folders() for p in (f / entry.name / name, f / "originals" / name))
+    return next((path for path in places if path.is_file()), None)
+
+
 def absent(entry: Entry, why: str) -> DataError:
     """Return the error for a set that cannot be had; it names the embedded stand-in."""
-    files = " or ".join(entry.files)
+    files = " and ".join(entry.originals)
     return DataError(
-        f"data set {entry.name!r} is not on this machine and cannot be downloaded ({why}); put {files} under "
-        f"$TINYML_EDU_DATA, or use data.load({entry.stand_in!r}), which needs no download"
+        f"data set {entry.name!r} is not on this machine and cannot be downloaded ({why}); put {files} into "
+        f"$TINYML_EDU_DATA/{entry.name}, or use data.load({entry.stand_in!r}), which needs no download"
     )
 
 

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = attach(
         "records",
         "release",
         "runner",
+        "sample",
         "scoring",
         "stock",
         "student",

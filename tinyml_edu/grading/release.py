@@ -230,7 +230,9 @@ def check_release(root: Path | None = None) -> list[str]:
             problems.append(f"labs/{folder.name} has no source in solutions/; delete it")
             continue
         text = folder.notebook.read_text(encoding="utf-8") if folder.notebook.is_file() else ""
-        if build(folder)[1] != text:
+        source, released = build(folder)
+        write_text(folder.built_source, source)
+        if released != text:
             problems.append(f"labs/{folder.name} is out of date; run: make release")
         problems += [f"labs/{leak.file} shows a solution line: {leak.line}" for leak in find_leaks(folder)]
     return problems

@@ -7,6 +7,7 @@ and leaves with ``os._exit``, so that threads or exit handlers of an answer cann
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import linecache
 import os
@@ -41,7 +42,7 @@ def main(folder: Path) -> int:
     lab = load_checks(Path(checks)) if checks else load_lab(job["lab_id"])
     inputs = read_arrays(folder / "inputs.npz")
     cases = unflatten(inputs, job["cases"])
-    question = lab[job["question_id"]]
+    question = dataclasses.replace(lab[job["question_id"]], timeout_s=job["timeout_s"])
     namespace = set_up(lab, question, job["setup"])
     # From here on a failure is the answer's; before, it was the grader's.
     (folder / READY).touch()

@@ -18,7 +18,7 @@ from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
-from .planning import Plan, aliases, verify
+from .planning import Plan, aliases, lifetimes, verify
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
 
@@ -101,9 +101,8 @@ def _check(graph: Graph, plan: Plan) -> None:
     for node in graph.nodes:
         if node.op not in EMITTERS:
             raise UnsupportedOpError(f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}")
-    missing = [name for name in aliases(graph) if name not in plan.offsets]
-    if missing:
-        raise UsageError(f"the plan has no offset for {missing[0]!r}; make it with planning.plan(graph)")
+    if not set(lifetimes(graph)) <= set(plan.buffers) or not aliases(graph).keys() <= plan.offsets.keys():
+        raise UsageError(f"the plan is not one of {graph.name}; make it with planning.plan(graph)")
     verify(plan)
 
 

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Deployment:
 
     path: Path
     report: dict[str, Any]
+    board: Board
     input: _Port
     output: _Port
     optimize: str
@@ -119,6 +120,7 @@ class Deployment:
             return cls(
                 path,
                 stored["report"],
+                Board(**stored["board"]),
                 _Port.from_json(stored["input"]),
                 _Port.from_json(stored["output"]),
                 stored["optimize"],
@@ -190,7 +192,7 @@ class Deployment:
 
         result = emulator.emulate(
             self.path / "firmware.elf",
-            get_board(self.report["board"]),
+            self.board,
             codes.reshape(len(codes), -1),
             self.output.size_bytes,
             input_offset=self.input.offset,
@@ -316,12 +318,12 @@ def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
         step, live = planning.peak(plan)
         parts.append(
             f"At the peak, node {graph.nodes[step].name}, these are live: "
-            + ", ".join(f"{b.name} ({b.size_bytes:,} B)" for b in live)
+            + ", ".join(f"{planning.short_name(b.name)} ({b.size_bytes:,} B)" for b in live)
             + "."
         )
     if re.search(r"\bFLASH\b", message):
         largest = sorted(graph.constants(), key=lambda t: -t.nbytes)[:3]
-        parts.append("The largest constants: " + ", ".join(f"{t.name} ({t.nbytes:,} B)" for t in largest) + ".")
+        parts.append("The largest constants: " + ", ".join(f"{planning.short_name(t.name)} ({t.nbytes:,} B)" for t in largest) + ".")
     return "  ".join(parts)
 
 
@@ -337,7 +339,7 @@ def _measure(
         for node in graph.nodes
     )
     source, target = (_Port.of(graph, plan, name) for name in (graph.inputs[0], graph.outputs[0]))
-    draft = Deployment(folder, {"board": board.name}, source, target, options["optimize"], nodes)
+    draft = Deployment(folder, {}, board, source, target, options["optimize"], nodes)
     # Any input will do for sizes and counts; random codes take every branch that a real one might.
     probe = np.random.default_rng(0).integers(-128, 128, (1, *source.shape[1:]), dtype=np.int8)
     measured = draft.run(probe, target="emulate")
@@ -369,6 +371,7 @@ def _measure(
         "format": _FORMAT,
         "version": __version__,
         "report": report,
+        "board": asdict(board),
         "optimize": options["optimize"],
         "input": source.to_json(),
         "output": target.to_json(),

@@ -9,6 +9,9 @@ from typing import Any
 
 from ..errors import DataError
 
+# Tag_CPU_arch of the build attributes (Arm IHI 0045, 3.3.5.2).
+ARCHITECTURES = {11: "Armv6-M", 12: "Armv6-M", 10: "Armv7-M", 13: "Armv7E-M"}
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -49,6 +52,10 @@ class Image:
         ``.bss``: variables that start as zero; the arena is one.
     stack : int
         ``.stack``: what the linker script reserves; how much is used, the emulator measures.
+    entry : int
+        Address of the first instruction, with the Thumb mark.
+    architecture : str
+        What the image was compiled for, one of `ARCHITECTURES`.
     symbols : dict of str to Symbol
     segments : tuple of Segment
     machine_ranges : tuple of (int, int)
@@ -61,6 +68,7 @@ class Image:
     bss: int
     stack: int
     entry: int
+    architecture: str
     symbols: dict[str, Symbol]
     segments: tuple[Segment, ...]
     machine_ranges: tuple[tuple[int, int], ...]
@@ -99,11 +107,10 @@ def read_elf(path: str | Path) -> Image:
         If the file is missing, is no ELF file, is truncated, or was linked for another machine.
     """
     from elftools.common.exceptions import ELFError
-    from elftools.construct import ConstructError
     from elftools.elf.elffile import ELFFile
 
-    # A parser of binary data meets every kind of nonsense; the fuzz test found each of these.
-    unreadable = (ELFError, ConstructError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+    # A damaged file raises the first three (seen by fuzzing); the others are what parsing may raise as well.
+    unreadable = (ELFError, ValueError, AttributeError, KeyError, IndexError, TypeError)
 
     try:
         with Path(path).open("rb") as stream:
@@ -146,10 +153,21 @@ def _read(elf: Any, file_bytes: int) -> Image:
         bss=sizes.get(".bss", 0),
         stack=sizes.get(".stack", 0),
         entry=elf["e_entry"],
+        architecture=_architecture(elf),
         symbols=symbols,
         segments=tuple(segments),
         machine_ranges=_machine_ranges(marks, text["sh_addr"], text["sh_addr"] + text["sh_size"]),
     )
+
+
+def _architecture(elf: Any) -> str:
+    attributes = elf.get_section_by_name(".ARM.attributes")
+    for part in attributes.iter_subsections() if attributes is not None else ():
+        for block in part.iter_subsubsections():
+            for attribute in block.iter_attributes("TAG_CPU_ARCH"):
+                if attribute.value in ARCHITECTURES:
+                    return ARCHITECTURES[attribute.value]
+    raise DataError("the image is not for a Cortex-M0 to M7 core; compile it for one of the boards")
 
 
 def _machine_ranges(marks: list[tuple[int, str]], first: int, end: int) -> tuple[tuple[int, int], ...]:

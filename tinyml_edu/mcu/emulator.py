@@ -22,6 +22,13 @@ from .elf import read_elf
 DEFAULT_LIMIT = 2_000_000_000
 _HOOK_SOURCE = Path(__file__).parent / "hook" / "count_hook.c"
 _DEPTH = 64  # TE_DEPTH of the hook
+# unicorn executes the DSP instructions of Armv7E-M on its Cortex-M3 too, so the image itself is asked.
+_CORE_RUNS = {
+    "cortex-m0plus": ("Armv6-M",),
+    "cortex-m3": ("Armv6-M", "Armv7-M"),
+    "cortex-m4": ("Armv6-M", "Armv7-M", "Armv7E-M"),
+    "cortex-m7": ("Armv6-M", "Armv7-M", "Armv7E-M"),
+}
 _TOO_DEEP, _NOT_CODE = 1, 2  # problems that the hook reports
 _PAGE = 4096
 _SYSTEM_SPACE = (0xE000_E000, 0x1000)  # system control space: the start-up code enables the FPU there
@@ -222,6 +229,11 @@ class Machine:
             "cortex-m4": unicorn.arm_const.UC_CPU_ARM_CORTEX_M4,
             "cortex-m7": unicorn.arm_const.UC_CPU_ARM_CORTEX_M7,
         }[self.board.core]
+        runs, needs = _CORE_RUNS[self.board.core], self.image.architecture
+        if needs not in runs:
+            raise DataError(
+                f"the image is {needs} code, {self.board.name} runs {runs[-1]}; compile it for this board"
+            )
         # Not UC_MODE_MCLASS: with it, unicorn ignores the model asked for and emulates a Cortex-M33.
         uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
         uc.ctl_set_cpu_model(model)

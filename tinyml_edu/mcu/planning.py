@@ -321,7 +321,7 @@ def explain_sram(graph: Graph, plan: Plan, board: Board, missing_bytes: int) -> 
     """Say in one line why the network does not fit the SRAM of ``board``, and what to try."""
     step, live = peak(plan)
     where = graph.nodes[step].name if graph.nodes else graph.name
-    tensors = ", ".join(f"{b.name} ({b.size_bytes:,} B)" for b in live)
+    tensors = ", ".join(f"{short_name(b.name)} ({b.size_bytes:,} B)" for b in live)
     needed = board.sram_bytes + missing_bytes
     advice = [_boards_with(needed, "sram_bytes"), "a smaller input", "fewer channels in the layers around the peak"]
     if not plan.proven_optimal:
@@ -331,6 +331,18 @@ def explain_sram(graph: Graph, plan: Plan, board: Board, missing_bytes: int) -> 
         f" {board.sram_bytes:,} B there).  At the peak, node {where}, these are live: {tensors}."
         f"  Try {', '.join(a for a in advice if a)}."
     )
+
+
+def short_name(name: str, width: int = 40) -> str:
+    """Return the first of names joined by ";" (fused layers of a .tflite file), its tail if it is long.
+
+    Examples
+    --------
+    >>> short_name("model/relu;model/norm/FusedBatchNorm")
+    'model/relu'
+    """
+    first = name.split(";")[0]
+    return first if len(first) <= width else "..." + first[3 - width :]
 
 
 def _boards_with(needed: int, field: str) -> str:

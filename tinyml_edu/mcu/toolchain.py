@@ -33,6 +33,15 @@ DEFAULT_STACK_BYTES = 4096
 # -O, traps on undefined behaviour.
 _ZIG_LEVEL = {"speed": ("-O3", "-Xclang", "-O3"), "size": ("-O3", "-Xclang", "-Os")}
 _GCC_LEVEL = {"speed": ("-O3",), "size": ("-Os",)}
+_ZIG_FPU = {
+    ("cortex-m0plus", "none"): "",
+    ("cortex-m3", "none"): "",
+    ("cortex-m4", "none"): "",
+    ("cortex-m4", "single"): "+vfp4d16sp",
+    ("cortex-m7", "none"): "",
+    ("cortex-m7", "single"): "+fp_armv8d16sp",
+    ("cortex-m7", "double"): "+fp_armv8d16",
+}
 _ZIG_COMMON = ("-fno-sanitize=all", "-fno-stack-protector")
 _COMMON = (
     "-std=c11",
@@ -267,7 +276,8 @@ def _cross_compiler(board: Board, compiler: str, optimize: str) -> tuple[list[st
         # -fhosted: zig assumes a freestanding target has no memcpy *builtin* and then calls a function for
         # every 4-byte memcpy that a kernel uses as an unaligned load (five times the instructions).
         abi = "eabi" if board.fpu == "none" else "eabihf"
-        target = ["-target", f"thumb-freestanding-{abi}", f"-mcpu={board.mcpu}", "-fhosted"]
+        cpu = board.mcpu + _ZIG_FPU[board.core, board.fpu]
+        target = ["-target", f"thumb-freestanding-{abi}", f"-mcpu={cpu}", "-fhosted"]
         options = [*target, *_level(_ZIG_LEVEL, optimize), *_ZIG_COMMON]
         return [*zig_command(), "cc"], options, _zig_version()
     if compiler == "gcc":

@@ -57,13 +57,13 @@ def arithmetic_intensity(macs: float, bytes_moved: float) -> float:
 
 
 def measure_roofline(
-    *, threads: int = 1, size: int = 1024, stream_bytes: int = 1 << 27, repeats: int = 7
+    *, threads: int = 1, size: int = 512, stream_bytes: int = 1 << 26, repeats: int = 30
 ) -> Roofline:
     """Measure both ceilings with torch in float32.
 
     The peak is a square matrix product.  The bandwidth is the better of a sum, which only reads, and a copy,
-    which reads and writes; both run over arrays that are larger than most caches.  The fastest run counts:
-    a ceiling is what the machine *can* do.
+    which reads and writes; both run over arrays that are larger than most caches.  Many short runs are made
+    and the fastest counts: a ceiling is what the machine *can* do, also while other programs use it.
 
     Parameters
     ----------

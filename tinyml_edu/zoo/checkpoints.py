@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from .. import models
-from .._checkpoints import write_atomically
+from .._files import write_atomically
 from ..errors import DataError, UnknownNameError
 
 FOLDER = Path(__file__).parent
