@@ -58,7 +58,8 @@ release: $(VENV)/.installed-dev  ## rebuild labs/ from solutions/
 	$(BIN)/python -m tinyml_edu.grading.release
 
 grade: $(VENV)/.installed-labs  ## grade the sample class
-	$(BIN)/tinyml grade run lab00 --submissions autograder/sample_class --csv .build/grades.csv --json .build/grades.json --unsafe-no-sandbox
+	$(BIN)/python -m tinyml_edu.grading.sample lab00 .build/sample_class
+	$(BIN)/tinyml grade run lab00 --submissions .build/sample_class --csv .build/grades.csv --json .build/grades.json --unsafe-no-sandbox
 
 bench: $(VENV)/.installed-dev  ## run benchmarks/ and write docs/results.json
 	$(BIN)/python -m benchmarks.run

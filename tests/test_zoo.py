@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
+import sys
 
 import pytest
 import torch
 
 from tinyml_edu import data, models, train, zoo
 from tinyml_edu.data.dataset import Dataset
+from tinyml_edu.data.manifest import entry
 from tinyml_edu.errors import DataError, UnknownNameError
 from tinyml_edu.zoo.checkpoints import FOLDER
 
@@ -113,11 +116,46 @@ def test_the_card_names_the_data_that_is_found(name):
     card = zoo.card(name)
     if card["data"]["name"] == "glyphs32":
         assert tuple(card["classes"]) == data.glyphs.class_names(card["data"]["parameters"]["classes"])
-    from tinyml_edu.data.manifest import entry
-
     assert {split: card["data"][split] for split in ("train", "validation", "test")} == entry(
         card["data"]["name"]
     ).splits
+
+
+@pytest.fixture(scope="module")
+def recipes(repository):
+    """The module ``benchmarks/train_zoo.py``, which is no package."""
+    spec = importlib.util.spec_from_file_location("train_zoo", repository / "benchmarks" / "train_zoo.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_zoo"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_states_the_recipe_that_is_committed(name, recipes):
+    recipe, card = recipes.RECIPES[name], zoo.card(name)
+    assert (recipe.model, recipe.data) == (card["model"]["name"], card["data"]["name"])
+    # TrainConfig fills in what the card leaves out: seed, progress, device.
+    assert train.TrainConfig(**card["recipe"]) == recipe.config
+    assert [run["seed"] for run in card["runs"]] == list(recipe.seeds[: len(card["runs"])])
+
+
+def test_a_recipe_ends_in_a_checkpoint_and_a_second_call_only_reads(recipes, tmp_path, monkeypatch):
+    """The whole path on digits: train two seeds, measure, save, load; then again without training."""
+    config = train.TrainConfig(epochs=2, batch_size=64, learning_rate=0.05, progress=False)
+    monkeypatch.setitem(recipes.RECIPES, "ds_cnn.digits", recipes.Recipe("ds_cnn", "digits", config, (0, 1)))
+    monkeypatch.setattr(recipes, "STATE", tmp_path / "state")
+    recipes.train_one("ds_cnn.digits", tmp_path / "zoo", 2)
+    model, card = zoo.load("ds_cnn.digits", tmp_path / "zoo")
+    assert [run["seed"] for run in card["runs"]] == [0, 1]
+    assert train.evaluate(model, data.load("digits", "test")) == card["runs"][0]["test_accuracy"]
+    assert (
+        card["data"]
+        == {"name": "digits", "parameters": {}, "source": "scikit-learn"} | entry("digits").splits
+    )
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: pytest.fail("the test split was measured again"))
+    recipes.train_one("ds_cnn.digits", tmp_path / "again", 2)
+    assert zoo.card("ds_cnn.digits", tmp_path / "again") == card
 
 
 def measured(name: str) -> tuple[float, float]:

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from .mcu import Deployment
     from .quantization import QuantizedModel
 
+Step = dict[str, Any]
+"""``name, accuracy, parameters, macs, weight_bytes`` of the network after one step."""
+
 DATASETS = ("glyphs32", "cifar10")
 REMOVED = 0.625  # share of the channels that structural pruning takes out of every layer
 FINE_TUNE_EPOCHS = 1
-DISTIL_EPOCHS = 3
+DISTIL_EPOCHS = 2
 CALIBRATION_IMAGES = 512
 SEED = 0
 
@@ -85,18 +88,18 @@ def run(
     return report
 
 
-def _step(name: str, model: torch.nn.Module, test: Dataset) -> dict[str, Any]:
-    """Measure one float network: accuracy on the test split and its costs."""
+def _step(name: str, model: torch.nn.Module, test: Dataset, costs: dict[str, int] | None = None) -> Step:
+    """Measure one float network: accuracy on the test split and its costs, unless these are known."""
     from . import data, profile, train
 
-    costs = profile.profile(model, data.to_tensor(test.x[:1]))
-    return {
-        "name": name,
-        "accuracy": train.evaluate(model, test),
-        "parameters": costs.parameters,
-        "macs": costs.macs,
-        "weight_bytes": costs.weight_bytes("float32"),
-    }
+    if costs is None:
+        counted = profile.profile(model, data.to_tensor(test.x[:1]))
+        costs = {
+            "parameters": counted.parameters,
+            "macs": counted.macs,
+            "weight_bytes": counted.weight_bytes(),
+        }
+    return {"name": name, "accuracy": train.evaluate(model, test), **costs}
 
 
 def _shrink_and_train(
@@ -110,13 +113,14 @@ def _shrink_and_train(
     example = data.to_tensor(splits["test"].x[:1])
     student = pruning.shrink(teacher, example, REMOVED)
     steps.append(_step(f"pruned, {REMOVED:.1%} of the channels out", student, splits["test"]))
+    costs = {key: steps[-1][key] for key in ("parameters", "macs", "weight_bytes")}  # training keeps them
     say("2  pruned; fine-tuning, then distilling from the network before pruning")
     tune = train.TrainConfig(epochs=FINE_TUNE_EPOCHS, seed=SEED)
     train.fit(student, splits["train"], splits["validation"], tune)
-    steps.append(_step("fine-tuned", student, splits["test"]))
+    steps.append(_step("fine-tuned", student, splits["test"], costs))
     distil = train.TrainConfig(epochs=DISTIL_EPOCHS, seed=SEED)
     distillation.fit(student, teacher, splits["train"], splits["validation"], distil)
-    steps.append(_step("distilled", student, splits["test"]))
+    steps.append(_step("distilled", student, splits["test"], costs))
     return student
 
 
@@ -182,7 +186,7 @@ def _compare(
     }
 
 
-def _plots(graph: Graph, steps: list[dict[str, Any]], out: Path) -> None:
+def _plots(graph: Graph, steps: list[Step], out: Path) -> None:
     from . import mcu, plots
 
     (out / "memory_map.png").write_bytes(plots.to_png(plots.memory_map(mcu.plan(graph))))

@@ -156,6 +156,21 @@ def test_parameters_are_only_for_made_sets(folders):
         data.load("glyphs32", hardness=1)
 
 
+@pytest.mark.parametrize(
+    "bad", [{"size": "many"}, {"size": 2.5}, {"size": None}, {"difficulty": "../x"}, {"seed": float("inf")}]
+)
+def test_a_parameter_of_another_type_is_refused(bad, folders):
+    with pytest.raises(UsageError, match=f"{next(iter(bad))} must be of type"):
+        data.load("glyphs32", **bad)
+
+
+def test_equal_numbers_of_another_type_are_the_same_set(folders):
+    first = data.load("glyphs32", "test", size=10, difficulty=1)
+    again = data.load("glyphs32", "test", size=np.int64(10), difficulty=np.float32(1))
+    assert np.array_equal(first.x, again.x)
+    assert len(list((folders / "cache").rglob("*.npz"))) == 1
+
+
 def write_reduced(folder, monkeypatch, pixel: int) -> None:
     """Put a data set of two grey images a class, all pixels alike, where fashion_mnist belongs."""
     import hashlib

@@ -61,7 +61,11 @@ def build(folder: Path, graphs: Sequence[Graph], **options) -> list[Callable[[np
     """Return one function a graph: int8 (n, ...) in, int8 (n, output bytes) out, computed by compiled C."""
     sources = write_networks(folder, graphs, **options)
     library = ctypes.CDLL(
-        str(toolchain.compile_shared(sources, name="networks", include=[folder], optimize="speed", flags=STRICT))
+        str(
+            toolchain.compile_shared(
+                sources, name="networks", include=[folder], optimize="speed", flags=STRICT
+            )
+        )
     )
     return [_runner(library, f"g{k}_", graph) for k, graph in enumerate(graphs)]
 
@@ -90,7 +94,15 @@ def run_sanitized(
     sources = [p for p in write_networks(folder, graphs, **options) if p.suffix == ".c"]
     program = folder / "driver"
     subprocess.run(
-        ["gcc", *STRICT, "-O1", "-g", "-DTE_DEBUG", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        [
+            "gcc",
+            *STRICT,
+            "-O1",
+            "-g",
+            "-DTE_DEBUG",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ]
         + [f"-I{folder}", *map(str, sources), str(DRIVER), "-o", str(program)],
         check=True,
     )
@@ -107,7 +119,10 @@ def run_sanitized(
 
 
 def differences(
-    graphs: Sequence[Graph], runners: Sequence[Callable], expected: Mapping[str, np.ndarray], x: Mapping[str, np.ndarray]
+    graphs: Sequence[Graph],
+    runners: Sequence[Callable],
+    expected: Mapping[str, np.ndarray],
+    x: Mapping[str, np.ndarray],
 ) -> dict[str, int]:
     """Return, for each graph that C and NumPy compute differently, the number of different codes."""
     counts = {

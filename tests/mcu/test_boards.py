@@ -70,3 +70,13 @@ def test_an_unknown_board_is_refused_with_the_nearest_name():
 def test_a_board_passes_through():
     own = dataclasses.replace(BOARDS["stm32f412"], name="own", sram_bytes=4096)
     assert get_board(own) is own
+
+
+def test_the_table_in_the_documentation_is_that_of_the_code(repository):
+    text = (repository / "docs" / "hardware.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [
+        f"| `{b.name}` | {b.title} | {b.core} | {b.sram_bytes // 1024} | {b.flash_bytes // 1024}"
+        f" | {b.clock_hz / 1e6:g} | {b.fpu} | {b.source} |"
+        for b in BOARDS.values()
+    ]

@@ -190,7 +190,7 @@ def test_the_graph_computes_exactly_what_the_module_computes(name):
     assert np.abs(expected).max() > 1, "the network must not be trivially zero"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_random_chains_match_exactly(data):
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731

@@ -19,7 +19,9 @@ from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, planning
 from tinyml_edu.mcu.cgen_layers import comment_text
 
-HAS_TOOLS = pytest.mark.skipif(not (shutil.which("make") and shutil.which("gcc")), reason="make or gcc is not installed")
+HAS_TOOLS = pytest.mark.skipif(
+    not (shutil.which("make") and shutil.which("gcc")), reason="make or gcc is not installed"
+)
 
 
 def project(graph, **options):
@@ -42,7 +44,15 @@ def test_a_project_holds_only_the_kernels_that_it_uses():
     kernels = {name for name in files if name.endswith(".c") and name.startswith("te_")}
     assert kernels == {"te_max_pool2d_s8.c"}
     assert "te_dot.h" not in files
-    assert {"model.c", "model.h", "te_config.h", "te_runtime.h", "Makefile", "README.md", "example/run.c"} <= set(files)
+    assert {
+        "model.c",
+        "model.h",
+        "te_config.h",
+        "te_runtime.h",
+        "Makefile",
+        "README.md",
+        "example/run.c",
+    } <= set(files)
 
 
 def test_every_include_of_a_project_is_part_of_it(network):
@@ -69,7 +79,9 @@ def test_the_header_states_sizes_scales_and_offsets(network):
     assert f"#define MODEL_INPUT_ZERO_POINT ({zero_point})" in header
 
 
-@pytest.mark.parametrize(("scale", "text"), [(1.0, "1.0f"), (0.5, "0.5f"), (2.0**-30, "9.31322575e-10f"), (3e8, "300000000.0f")])
+@pytest.mark.parametrize(
+    ("scale", "text"), [(1.0, "1.0f"), (0.5, "0.5f"), (2.0**-30, "9.31322575e-10f"), (3e8, "300000000.0f")]
+)
 def test_scales_are_valid_c_floats(scale, text):
     assert cgen._c_float(scale) == text
 
@@ -176,7 +188,16 @@ def test_images_folded_into_the_batch_axis_are_computed_one_by_one(tmp_path):
     graph, quant = Graph("folded"), Quant.per_tensor(0.1, 3)
     graph.add(Tensor("x", (1, 3, 16), "int8", Kind.INPUT, quant=quant))
     graph.add(Tensor("images", (3, 4, 4, 1), "int8", Kind.ACTIVATION, quant=quant))
-    graph.add(Tensor("w", (2, 3, 3, 1), "int8", Kind.CONSTANT, np.arange(18, dtype=np.int8).reshape(2, 3, 3, 1), Quant.per_tensor(0.01, 0)))
+    graph.add(
+        Tensor(
+            "w",
+            (2, 3, 3, 1),
+            "int8",
+            Kind.CONSTANT,
+            np.arange(18, dtype=np.int8).reshape(2, 3, 3, 1),
+            Quant.per_tensor(0.01, 0),
+        )
+    )
     graph.add(Tensor("y", (3, 4, 4, 2), "int8", Kind.ACTIVATION, quant=Quant.per_tensor(0.4, -20)))
     graph.add(Tensor("pooled", (3, 2, 2, 2), "int8", Kind.ACTIVATION, quant=Quant.per_tensor(0.4, -20)))
     graph.nodes += [
@@ -202,7 +223,9 @@ def test_a_project_builds_and_runs_on_its_own(tmp_path, seed):
     x = inputs(graph, 0)
     done = subprocess.run(["build/run"], cwd=tmp_path, input=x.tobytes(), capture_output=True, check=True)
     assert done.stdout == ir.run(graph, x).tobytes()
-    short = subprocess.run(["build/run"], cwd=tmp_path, input=x.tobytes()[:-1], capture_output=True, check=False)
+    short = subprocess.run(
+        ["build/run"], cwd=tmp_path, input=x.tobytes()[:-1], capture_output=True, check=False
+    )
     assert short.returncode == 1
     assert b"the last input" in short.stderr
 

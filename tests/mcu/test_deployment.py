@@ -61,10 +61,10 @@ def test_numpy_host_and_firmware_agree_on_more_networks(tmp_path, optimize, seed
 
 def test_a_changed_kernel_is_noticed_on_the_host(tmp_path, graph):
     made = deploy(graph, "stm32f412", tmp_path / "net")
-    source = tmp_path / "net" / "te_fully_connected_s8.c"
-    text = source.read_text()
-    assert "te_requant_single(sum" in text
-    source.write_text(text.replace("te_requant_single(sum", "te_requant_single(sum + 300"))
+    source = tmp_path / "net" / "te_requant.h"
+    text, old = source.read_text(), "te_clamp(scaled, "
+    assert old in text
+    source.write_text(text.replace(old, "te_clamp(scaled + 1, "))
     x = inputs(graph, 0, n=50)
     assert not np.array_equal(made.run(x, "host").outputs, ir.run(graph, x))
 
@@ -99,7 +99,12 @@ def test_the_layers_of_the_report_add_up_to_the_inference(graph, deployed):
 
 def test_a_run_on_the_host_claims_no_instructions(graph, deployed):
     result = deployed.run(inputs(graph, 0), "host")
-    assert (result.instructions, result.estimated_ms, result.stack_bytes, result.layers) == (None, None, None, ())
+    assert (result.instructions, result.estimated_ms, result.stack_bytes, result.layers) == (
+        None,
+        None,
+        None,
+        (),
+    )
 
 
 def test_the_folder_can_be_opened_again_and_holds_the_project(graph, deployed):
@@ -118,7 +123,6 @@ def test_float_inputs_are_quantized_with_the_inputs_scale(graph, deployed):
     codes = inputs(graph, 2)
     values = graph[graph.inputs[0]].quant.dequantize(codes)
     assert np.array_equal(deployed.run(values).outputs, deployed.run(codes).outputs)
-    assert np.array_equal(deployed.codes(values * 1e6)[codes > 5], np.full((codes > 5).sum(), 127)) or True
     assert deployed.codes(np.full((1, *codes.shape[1:]), 1e9, np.float32)).min() == 127
 
 
@@ -159,7 +163,9 @@ def test_too_little_sram_is_refused_to_the_byte(graph, tmp_path):
     board = get_board("stm32f412")
     exact = deploy(graph, replace(board, sram_bytes=need), tmp_path / "fits")
     assert exact.run(inputs(graph, 0), "emulate").instructions > 0
-    with pytest.raises(DoesNotFitError, match="16 B of SRAM are missing.*At the peak, node .* are live: .*Try "):
+    with pytest.raises(
+        DoesNotFitError, match="16 B of SRAM are missing.*At the peak, node .* are live: .*Try "
+    ):
         deploy(graph, replace(board, sram_bytes=need - 16), tmp_path / "not")
     assert [p.name for p in tmp_path.iterdir()] == ["fits"]
 
@@ -174,7 +180,9 @@ def test_the_linker_enforces_the_same_sram_budget(graph, tmp_path, monkeypatch):
     monkeypatch.setattr(
         toolchain, "compile_firmware", lambda *a, **k: compile_firmware(*a, **(k | {"stack_bytes": real}))
     )
-    with pytest.raises(DoesNotFitError, match="16 bytes of RAM are missing.*At the peak"):  # ... the linker's does not
+    with pytest.raises(
+        DoesNotFitError, match="16 bytes of RAM are missing.*At the peak"
+    ):  # ... the linker's does not
         deploy(graph, board, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +190,9 @@ def test_the_linker_enforces_the_same_sram_budget(graph, tmp_path, monkeypatch):
 def test_too_little_flash_is_refused_with_the_largest_constants(graph, tmp_path):
     board = replace(get_board("stm32f412"), flash_bytes=4096)
     largest = max(graph.constants(), key=lambda t: t.nbytes)
-    with pytest.raises(DoesNotFitError, match=rf"\d+ bytes of FLASH are missing.*largest constants: {largest.name} "):
+    with pytest.raises(
+        DoesNotFitError, match=rf"\d+ bytes of FLASH are missing.*largest constants: {largest.name} "
+    ):
         deploy(graph, board, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +254,9 @@ MLPERF_TINY = [
 
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "board", "arena", "instructions_per_mac"), MLPERF_TINY)
-def test_mlperf_tiny_agrees_three_ways_and_fits_its_board(tmp_path, data_dir, name, board, arena, instructions_per_mac):
+def test_mlperf_tiny_agrees_three_ways_and_fits_its_board(
+    tmp_path, data_dir, name, board, arena, instructions_per_mac
+):
     graph = ir.read_tflite(data_dir / "mlperf_tiny" / f"{name}.tflite")
     made = deploy(graph, board, tmp_path / "net")
     assert made.report["arena_bytes"] == made.report["lower_bound_bytes"] == arena

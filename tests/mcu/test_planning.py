@@ -38,7 +38,13 @@ def as_plan(buffers, offsets, planner="test"):
     arena = max(o + b.size_bytes for o, b in zip(offsets, buffers))
     bound = lower_bound(buffers)
     return Plan(
-        {b.name: o for b, o in zip(buffers, offsets)}, arena, bound, planner, arena == bound, 0.0, tuple(buffers)
+        {b.name: o for b, o in zip(buffers, offsets)},
+        arena,
+        bound,
+        planner,
+        arena == bound,
+        0.0,
+        tuple(buffers),
     )
 
 
@@ -136,7 +142,9 @@ def test_hill_climb_beats_greedy_where_greedy_is_not_optimal():
         first = rng.integers(0, 8, 14)
         last = np.minimum(first + rng.integers(0, 4, 14), 8)
         sizes = UNIT * rng.integers(1, 20, 14)
-        buffers = [Buffer(f"b{i}", int(s), int(f), int(e)) for i, (s, f, e) in enumerate(zip(sizes, first, last))]
+        buffers = [
+            Buffer(f"b{i}", int(s), int(f), int(e)) for i, (s, f, e) in enumerate(zip(sizes, first, last))
+        ]
         climb, greedy = (as_plan(buffers, PLANNERS[n](buffers)).arena_bytes for n in ("hill_climb", "greedy"))
         better += climb < greedy
         worse += climb > greedy
@@ -150,7 +158,9 @@ def test_verify_finds_every_planted_overlap_by_one_unit():
     for _ in range(100):
         sizes, first = UNIT * rng.integers(1, 5, 6), rng.integers(0, 4, 6)
         last = first + rng.integers(0, 3, 6)
-        buffers = [Buffer(f"b{i}", int(s), int(f), int(e)) for i, (s, f, e) in enumerate(zip(sizes, first, last))]
+        buffers = [
+            Buffer(f"b{i}", int(s), int(f), int(e)) for i, (s, f, e) in enumerate(zip(sizes, first, last))
+        ]
         good = as_plan(buffers, PLANNERS["best"](buffers))
         victim = buffers[int(rng.integers(6))].name
         if good.offsets[victim] == 0:

@@ -42,9 +42,15 @@ def shim():
 
 def _corner_cases(rng):
     """All exponents, accumulators at every power of two and its neighbours, extreme and random multipliers."""
-    edges = np.array([s * (2**k + d) for k in range(31) for d in (-1, 0, 1) for s in (1, -1)] + [INT32_MAX, -INT32_MAX])
-    acc = np.unique(np.concatenate([edges, rng.integers(-(2**31) + 1, 2**31, 3000), rng.integers(-4000, 4000, 3000)]))
-    multiplier = np.array([0, 2**29 + 1, 2**30, 2**30 + 1, 3 * 2**29, 2**31 - 1, *rng.integers(2**30, 2**31, 20)])
+    edges = np.array(
+        [s * (2**k + d) for k in range(31) for d in (-1, 0, 1) for s in (1, -1)] + [INT32_MAX, -INT32_MAX]
+    )
+    acc = np.unique(
+        np.concatenate([edges, rng.integers(-(2**31) + 1, 2**31, 3000), rng.integers(-4000, 4000, 3000)])
+    )
+    multiplier = np.array(
+        [0, 2**29 + 1, 2**30, 2**30 + 1, 3 * 2**29, 2**31 - 1, *rng.integers(2**30, 2**31, 20)]
+    )
     grid = np.meshgrid(acc, multiplier, np.arange(-31, 31), indexing="ij")
     return [np.ascontiguousarray(a.ravel(), dtype=np.int32) for a in grid]
 
@@ -108,13 +114,23 @@ def test_hundreds_more_random_layers_and_networks_equal_numpy(tmp_path, part, re
     graphs += [random_network(seed, layers=16) for seed in range(start, start + 40)]
     x = {g.name: inputs(g, part) for g in graphs}
     wanted = {g.name: ir.run(g, x[g.name], requant=requant) for g in graphs}
-    assert host_build.differences(graphs, host_build.build(tmp_path, graphs, requant=requant), wanted, x) == {}
+    assert (
+        host_build.differences(graphs, host_build.build(tmp_path, graphs, requant=requant), wanted, x) == {}
+    )
 
 
 MUTATIONS = {
-    "accumulates in 16 bits": ("te_dot.h", "int32_t a0 = acc[0], a1 = acc[1]", "int16_t a0 = (int16_t)acc[0]; int32_t a1 = acc[1]"),
+    "accumulates in 16 bits": (
+        "te_dot.h",
+        "int32_t a0 = acc[0], a1 = acc[1]",
+        "int16_t a0 = (int16_t)acc[0]; int32_t a1 = acc[1]",
+    ),
     "pads with 0, not with the zero point": ("te_pad_s8.c", "(int8_t)p->zp", "(int8_t)0"),
-    "reads one tap beyond the border": ("te_window.h", "t.begin = (-origin + dilation - 1)", "t.begin = (-origin)"),
+    "reads one tap beyond the border": (
+        "te_window.h",
+        "t.begin = (-origin + dilation - 1)",
+        "t.begin = (-origin)",
+    ),
     "forgets the zero point of the input": ("te_dot.h", "*x++ - x_zp", "*x++"),
     "narrows before it clamps": (
         "te_requant.h",
@@ -123,17 +139,41 @@ MUTATIONS = {
     ),
     "rounds half up in the second step": ("te_requant.h", "(high + (high >> 31))", "high"),
     "rounds FULLY_CONNECTED twice": ("te_fully_connected_s8.c", "te_requant_single", "te_requant_double"),
-    "counts padding in the average": ("te_average_pool2d_s8.c", "count = rows * cols", "count = p->kernel_h * p->kernel_w"),
-    "truncates the average": ("te_average_pool2d_s8.c", "(sum > 0 ? sum + count / 2 : sum - count / 2)", "sum"),
+    "counts padding in the average": (
+        "te_average_pool2d_s8.c",
+        "count = rows * cols",
+        "count = p->kernel_h * p->kernel_w",
+    ),
+    "truncates the average": (
+        "te_average_pool2d_s8.c",
+        "(sum > 0 ? sum + count / 2 : sum - count / 2)",
+        "sum",
+    ),
     "swaps the strides": ("te_conv2d_s8.c", "te_taps_inside(j, p->stride_w", "te_taps_inside(j, p->stride_h"),
     "ignores dilation": ("te_depthwise_conv2d_s8.c", "a.x_col = p->dilation_w *", "a.x_col ="),
-    "shares one channel's multiplier": ("te_finish.h", "multiplier[j], exponent[j]", "multiplier[0], exponent[0]"),
-    "lets padding win the maximum": ("te_max_pool2d_s8.c", "int32_t best = x[0];", "int32_t best = x[0] > 0 ? x[0] : 0;"),
+    "shares one channel's multiplier": (
+        "te_finish.h",
+        "multiplier[j], exponent[j]",
+        "multiplier[0], exponent[0]",
+    ),
+    "lets padding win the maximum": (
+        "te_max_pool2d_s8.c",
+        "int32_t best = x[0];",
+        "int32_t best = x[0] > 0 ? x[0] : 0;",
+    ),
     "shifts ADD by one bit less": ("te_add_s8.c", "#define LEFT_SHIFT 20", "#define LEFT_SHIFT 19"),
-    "drops the clamp of a fused activation": ("te_add_s8.c", "p->y_zp, p->y_min, p->y_max)", "p->y_zp, -128, 127)"),
+    "drops the clamp of a fused activation": (
+        "te_add_s8.c",
+        "p->y_zp, p->y_min, p->y_max)",
+        "p->y_zp, -128, 127)",
+    ),
     "means over one group only": ("te_mean_s8.c", "s < p->reduce[1]", "s < 1"),
     "loses half a unit of the softmax": ("te_softmax_s8.c", "return q + (e >= s);", "return q;"),
-    "lets the softmax wrap at 1": ("te_softmax_s8.c", "(int8_t)te_clamp(q - 128, -128, 127)", "(int8_t)(q - 128)"),
+    "lets the softmax wrap at 1": (
+        "te_softmax_s8.c",
+        "(int8_t)te_clamp(q - 128, -128, 127)",
+        "(int8_t)(q - 128)",
+    ),
 }
 
 
@@ -181,6 +221,10 @@ def test_the_runtime_has_no_allocation_no_mutable_global_no_recursion_and_no_flo
         code = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
         assert not re.search(r"\b(malloc|calloc|realloc|alloca|float|double|goto)\b", code), path.name
         # At file scope only functions, types, macros and declarations: no variable, constant or not.
-        assert not re.search(r"^(static )?(const )?u?int\w+_t \w+(\[\w*\])?( =|;)", code, re.MULTILINE), path.name
-        for function, body in re.findall(r"^\w[^;{}()]*\b(\w+)\([^;{}]*\) \{\n(.*?)^\}", code, re.MULTILINE | re.DOTALL):
+        assert not re.search(r"^(static )?(const )?u?int\w+_t \w+(\[\w*\])?( =|;)", code, re.MULTILINE), (
+            path.name
+        )
+        for function, body in re.findall(
+            r"^\w[^;{}()]*\b(\w+)\([^;{}]*\) \{\n(.*?)^\}", code, re.MULTILINE | re.DOTALL
+        ):
             assert not re.search(rf"\b{function}\(", body), (path.name, function)

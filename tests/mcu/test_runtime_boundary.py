@@ -85,7 +85,11 @@ class Pad(Structure):
 def runtime():
     sources = sorted(host_build.RUNTIME.glob("*.[ch]"))
     return ctypes.CDLL(
-        str(toolchain.compile_shared(sources, name="runtime", include=[host_build.RUNTIME], flags=host_build.STRICT))
+        str(
+            toolchain.compile_shared(
+                sources, name="runtime", include=[host_build.RUNTIME], flags=host_build.STRICT
+            )
+        )
     )
 
 
@@ -151,7 +155,14 @@ def test_a_missing_buffer_is_reported_and_a_missing_bias_is_allowed(runtime, ker
 
 BIG = 2**31 - 1
 WRONG_SHAPES = {
-    "te_conv2d_s8": ["in_.height=0", "in_.width=-1", "out.channels=0", "in_.row=7", f"out.row={BIG}", f"in_.channels={BIG}"],
+    "te_conv2d_s8": [
+        "in_.height=0",
+        "in_.width=-1",
+        "out.channels=0",
+        "in_.row=7",
+        f"out.row={BIG}",
+        f"in_.channels={BIG}",
+    ],
     "te_depthwise_conv2d_s8": ["in_.height=0", "out.channels=3", "out.row=1", f"in_.width={BIG}"],
     "te_fully_connected_s8": ["rows=0", "in_=0", "out=-4", f"in_={BIG}", f"rows={BIG}"],
     "te_average_pool2d_s8": ["in_.channels=1", "out.height=0", "in_.row=0"],
@@ -258,7 +269,11 @@ def window_call(runtime, graph, x, x_shape, y, y_offset, out_shape, pads):
         bias = graph[node.inputs[2]].data if len(node.inputs) > 2 else None
         exponent = p.exponent.astype(np.int8)
         result = Output(
-            p.multiplier.ctypes.data_as(POINTER(c_int32)), exponent.ctypes.data_as(POINTER(c_int8)), p.y_zp, p.y_min, p.y_max
+            p.multiplier.ctypes.data_as(POINTER(c_int32)),
+            exponent.ctypes.data_as(POINTER(c_int8)),
+            p.y_zp,
+            p.y_min,
+            p.y_max,
         )
         params = Conv(
             Shape(*x_shape), Shape(*out_shape), **geometry(node, w.shape[1:3]),
@@ -270,7 +285,13 @@ def window_call(runtime, graph, x, x_shape, y, y_offset, out_shape, pads):
         p = int_params.pool_params(graph, node)
         where = {k: v for k, v in geometry(node, node.attrs.kernel).items() if "dilation" not in k}
         params = Pool(
-            Shape(*x_shape), Shape(*out_shape), **where, pad_top=pads[0], pad_left=pads[1], y_min=p.y_min, y_max=p.y_max
+            Shape(*x_shape),
+            Shape(*out_shape),
+            **where,
+            pad_top=pads[0],
+            pad_left=pads[1],
+            y_min=p.y_min,
+            y_max=p.y_max,
         )
         name = "te_average_pool2d_s8" if node.op == "AVERAGE_POOL_2D" else "te_max_pool2d_s8"
         more = ()
@@ -321,5 +342,7 @@ def test_a_tile_with_the_wrong_origin_differs(runtime, rng):
     y = np.zeros_like(whole)
     _, h, w, c = whole.shape
     top, left = graph.nodes[0].attrs.padding[:2]
-    window_call(runtime, graph, x, (*x.shape[1:], x.shape[2] * x.shape[3]), y, 0, (h, w, c, w * c), (top - 1, left))
+    window_call(
+        runtime, graph, x, (*x.shape[1:], x.shape[2] * x.shape[3]), y, 0, (h, w, c, w * c), (top - 1, left)
+    )
     assert not np.array_equal(y, whole)

@@ -41,6 +41,16 @@ def test_the_host_library_computes_what_the_source_says(tmp_path, optimize, rng)
     assert arena[64:128] == mixed_reference(codes)
 
 
+def test_sources_in_sub_folders_are_left_out(tmp_path):
+    folder = project(tmp_path, EMPTY)
+    (tmp_path / "example").mkdir()
+    (tmp_path / "example" / "run.c").write_text("#error not part of the firmware\n")
+    assert toolchain.compile_firmware(folder, "stm32f412").exists()
+    (tmp_path / "run.c").write_text("#error part of it\n")  # the control
+    with pytest.raises(ToolchainError, match="part of it"):
+        toolchain.compile_firmware(folder, "stm32f412")
+
+
 def test_headers_in_sub_folders_are_found(tmp_path):
     project(tmp_path, '#include "inner.h"\nint model_invoke(void) { return INNER; }\n')
     (tmp_path / "include").mkdir()

@@ -31,7 +31,7 @@ def network(request):
 
 
 def _torchinfo_macs(summary):
-    """MACs of convolutions and linear layers by torchinfo, without the linear biases that it counts as MACs."""
+    """MACs of convolutions and linear layers, without the linear biases that torchinfo counts as MACs."""
     rows = summary.summary_list
     conv = [r for r in rows if isinstance(r.module, nn.Conv2d)]
     linear = [r for r in rows if isinstance(r.module, nn.Linear)]

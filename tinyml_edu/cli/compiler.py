@@ -39,7 +39,7 @@ def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
     values = report.to_dict()
     table(
         f"{Path(model).name} in {report.dtype}: {report.macs:,} MACs, {report.parameters:,} parameters, "
-        f"{report.weight_bytes():,} B of weights, {report.peak_activation_bytes:,} B of live activations at peak",
+        f"{report.weight_bytes():,} B of weights, {report.peak_activation_bytes:,} B of activations at peak",
         ["layer", "op", "output", "MACs", "parameters", "live B"],
         [
             [

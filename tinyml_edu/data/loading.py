@@ -101,11 +101,24 @@ def load(name: str, split: str = "train", **params: Any) -> Dataset:
         takes = ", ".join(allowed) or "none"
         raise UsageError(f"data set {name!r} does not take {', '.join(unknown)}; its parameters are: {takes}")
     if found.kind == "made":
-        return _made(found, split, {**allowed, **params})
+        return _made(
+            found, split, {key: _like(value, params.get(key, value), key) for key, value in allowed.items()}
+        )
     half = "test" if split == "test" else "train"
     arrays, classes, source = _digits(half) if found.kind == "embedded" else _real(found, half)
     x, y = arrays if split == "test" else _carve(found, arrays, split)
     return Dataset(name, split, x, y, classes, {"source": source})
+
+
+def _like(default: Any, value: Any, key: str) -> Any:
+    """Return ``value`` as the type of ``default``; it becomes part of a file name, so nothing else passes."""
+    try:
+        converted = type(default)(value)
+        if converted == value:
+            return converted
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UsageError(f"{key} must be of type {type(default).__name__}, like {default}; got {value!r}")
 
 
 def _made(found: Entry, split: str, params: dict[str, Any]) -> Dataset:
@@ -115,12 +128,13 @@ def _made(found: Entry, split: str, params: dict[str, Any]) -> Dataset:
     maker: Any = {"glyphs32": glyphs, "glyph_presence": presence}[found.name]
     classes = maker.class_names(**({"classes": params["classes"]} if "classes" in params else {}))
     key = "-".join([found.name, f"v{maker.VERSION}", split, *(f"{k}{v}" for k, v in sorted(params.items()))])
-    arrays = store.cached_arrays(key)
-    if arrays is None:
+    kept = store.cached_arrays(key)
+    if kept is not None:
+        x, y = kept["x"], kept["y"]
+    else:
         x, y = maker.make(split=split, **params)
-        arrays = {"x": x, "y": y}
         store.cache_arrays(key, x, y)
-    return Dataset(found.name, split, arrays["x"], arrays["y"], classes, {"source": "made", **params})
+    return Dataset(found.name, split, x, y, classes, {"source": "made", **params})
 
 
 def _digits(half: str) -> Half:

@@ -154,14 +154,17 @@ def _table(now: dict[str, float], ratios: dict[str, float], board: Board) -> str
         "weight bytes, int8": ("flash", board.flash_bytes),
         "peak activation bytes, int8": ("SRAM", board.sram_bytes),
     }
-    lines = ["<table><tr><th>metric</th><th>value</th><th>baseline ×</th><th>board</th></tr>"]
+    lines = ['<table cellpadding="6"><tr><th>metric</th><th>value</th><th>baseline ×</th><th>board</th></tr>']
     for name, value in now.items():
         verdict = ""
         if name in limits:
             memory, limit = limits[name]
             verdict = f"{value / limit:.0%} of {memory}" + ("" if value <= limit else ", does not fit")
         shown = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
-        lines.append(f"<tr><td>{name}</td><td>{shown}</td><td>{ratios[name]:.2f}</td><td>{verdict}</td></tr>")
+        lines.append(
+            f"<tr><td>{name}</td><td align='right'>{shown}</td>"
+            f"<td align='right'>{ratios[name]:.2f}</td><td>{verdict}</td></tr>"
+        )
     return "".join(lines) + "</table>"
 
 

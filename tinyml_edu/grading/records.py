@@ -68,7 +68,7 @@ def file_name(student: str) -> str:
     Examples
     --------
     >>> file_name("ada")
-    'ada-df6f56.json'
+    'ada-fdee43.json'
     """
     readable = "".join(c if c.isalnum() and c.isascii() else "_" for c in student)[:60]
     # Case-insensitive file systems and replaced characters would let two students share a record.

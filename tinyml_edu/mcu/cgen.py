@@ -93,14 +93,18 @@ def _check(graph: Graph, plan: Plan) -> None:
         )
     for tensor in graph.tensors.values():
         if tensor.kind is Kind.VARIABLE:
-            raise UnsupportedOpError(f"{tensor.name!r} is a variable; generated code only infers, freeze it first")
+            raise UnsupportedOpError(
+                f"{tensor.name!r} is a variable; generated code only infers, freeze it first"
+            )
         if tensor.kind is not Kind.CONSTANT and tensor.dtype != "int8":
             raise UsageError(
                 f"{tensor.name!r} is {tensor.dtype}; C is generated from int8 graphs: quantize the network first"
             )
     for node in graph.nodes:
         if node.op not in EMITTERS:
-            raise UnsupportedOpError(f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}")
+            raise UnsupportedOpError(
+                f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}"
+            )
     if not set(lifetimes(graph)) <= set(plan.buffers) or not aliases(graph).keys() <= plan.offsets.keys():
         raise UsageError(f"the plan is not one of {graph.name}; make it with planning.plan(graph)")
     verify(plan)

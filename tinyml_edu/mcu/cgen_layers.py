@@ -335,7 +335,9 @@ def _copy(emitter: Emitter, i: int, node: Node) -> Parts:
     definitions: list[str] = []
     source = emitter.pointer(node.inputs[0], definitions, f"x_{i}")
     target = emitter.pointer(node.outputs[0], definitions, "")
-    return Parts("te_reshape_s8", [str(prod(emitter.graph[node.inputs[0]].shape)), source, target], definitions)
+    return Parts(
+        "te_reshape_s8", [str(prod(emitter.graph[node.inputs[0]].shape)), source, target], definitions
+    )
 
 
 EMITTERS: dict[str, Callable[[Emitter, int, Node], Parts]] = {

@@ -142,7 +142,9 @@ class Deployment:
         x = np.asarray(x)
         wanted = self.input.shape[1:]
         if x.ndim != len(wanted) + 1 or x.shape[1:] != wanted or not len(x):
-            raise UsageError(f"the input must have shape (n, {', '.join(map(str, wanted))}), batch first, not {x.shape}")
+            raise UsageError(
+                f"the input must have shape (n, {', '.join(map(str, wanted))}), batch first, not {x.shape}"
+            )
         if x.dtype == np.int8:
             return x
         if not np.issubdtype(x.dtype, np.floating):
@@ -181,7 +183,9 @@ class Deployment:
             ctypes.memmove(library.model_input(), data, len(data))
             status = library.model_invoke()
             if status:
-                raise TinyMLError(f"model_invoke returned status {status}; the sources in {self.path} were changed")
+                raise TinyMLError(
+                    f"model_invoke returned status {status}; the sources in {self.path} were changed"
+                )
             output[...] = np.frombuffer(
                 ctypes.string_at(library.model_output(), self.output.size_bytes), np.int8
             ).reshape(output.shape)
@@ -323,13 +327,15 @@ def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
         )
     if re.search(r"\bFLASH\b", message):
         largest = sorted(graph.constants(), key=lambda t: -t.nbytes)[:3]
-        parts.append("The largest constants: " + ", ".join(f"{planning.short_name(t.name)} ({t.nbytes:,} B)" for t in largest) + ".")
+        parts.append(
+            "The largest constants: "
+            + ", ".join(f"{planning.short_name(t.name)} ({t.nbytes:,} B)" for t in largest)
+            + "."
+        )
     return "  ".join(parts)
 
 
-def _measure(
-    folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]
-) -> None:
+def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
 

@@ -164,7 +164,7 @@ def emulate(
     output_bytes : int
         Bytes to read at ``te_arena + output_offset`` after each.
     trace : bool
-        Count reads and writes of every byte of the arena (several times slower).
+        Count reads and writes of every byte of the arena (ten to thirty times slower).
     limit : int
         Most instructions of one inference, boot included; more is a runaway.
 

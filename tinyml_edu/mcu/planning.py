@@ -323,7 +323,11 @@ def explain_sram(graph: Graph, plan: Plan, board: Board, missing_bytes: int) -> 
     where = graph.nodes[step].name if graph.nodes else graph.name
     tensors = ", ".join(f"{short_name(b.name)} ({b.size_bytes:,} B)" for b in live)
     needed = board.sram_bytes + missing_bytes
-    advice = [_boards_with(needed, "sram_bytes"), "a smaller input", "fewer channels in the layers around the peak"]
+    advice = [
+        _boards_with(needed, "sram_bytes"),
+        "a smaller input",
+        "fewer channels in the layers around the peak",
+    ]
     if not plan.proven_optimal:
         advice.insert(0, "planner='best'" if plan.planner != "best" else "another order of layers")
     return (

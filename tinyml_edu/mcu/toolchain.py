@@ -137,7 +137,7 @@ def compile_shared(
 def compile_host(
     sources_dir: str | Path, *, optimize: str = "speed", flags: Sequence[str] = (), libc: bool = False
 ) -> Path:
-    """Compile every ``.c`` file under a folder into one shared library for this computer.
+    """Compile the ``.c`` files of a folder into one shared library for this computer.
 
     The library uses this computer's own instructions (``-mcpu=native``): it may be copied to a machine with
     the same CPU features only.  Loaded with `ctypes.CDLL`, it has one arena for the whole process; a copy of
@@ -170,7 +170,7 @@ def compile_firmware(
     compiler: str = "zig",
     flags: Sequence[str] = (),
 ) -> Path:
-    """Compile every ``.c`` file under a folder into a firmware image (ELF) for a board.
+    """Compile the ``.c`` files of a folder into a firmware image (ELF) for a board.
 
     The start-up code, the run-time helpers and the linker script are the package's own
     (``tinyml_edu/mcu/firmware``).  The linker script holds the board's memory map, so the linker itself
@@ -179,7 +179,8 @@ def compile_firmware(
     Parameters
     ----------
     sources_dir : path
-        Folder with ``model.c`` and its companions; one of them defines ``model_invoke``.
+        Folder with ``model.c`` and its companions; one of them defines ``model_invoke``.  Sub-folders may
+        hold headers; their ``.c`` files (an example's ``main``) are left out.
     board : str or Board
     optimize : {"speed", "size"}
         ``-O3`` or ``-Os``.
@@ -292,7 +293,7 @@ def _cross_compiler(board: Board, compiler: str, optimize: str) -> tuple[list[st
 
 
 def _c_files(folder: Path) -> list[Path]:
-    sources = sorted(folder.rglob("*.c"))
+    sources = sorted(folder.glob("*.c"))
     if not sources:
         raise ToolchainError(f"no C source in {folder}; generate the model's C code there first")
     return sources

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .._files import write_atomically
 from ..errors import DataError
 from ..ir.graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from ..ir.ops import OPS, infer_shape
@@ -25,8 +26,6 @@ FORMAT = "tinyml_edu.graph/1"
 
 def save_graph(graph: Graph, path: Path) -> None:
     """Write ``graph`` to ``path``, whole or not at all."""
-    from .._checkpoints import write_atomically
-
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in graph.tensors.items():
         if tensor.data is not None:
