@@ -275,7 +275,7 @@ def test_a_schedule_counted_in_epochs_is_constant_within_an_epoch():
 
 def test_only_matrices_and_kernels_decay():
     model = tiny()
-    groups = train._optimizer(model, CONFIG).param_groups
+    groups = train.state.make_optimizer(model, CONFIG).param_groups
     decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert decaying == {id(model[0].weight), id(model[6].weight)}
 

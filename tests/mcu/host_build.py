@@ -29,7 +29,7 @@ Mutation = tuple[str, str, str]
 def write_networks(
     folder: Path, graphs: Sequence[Graph], *, requant: str = "exact", mutation: Mutation | None = None
 ) -> list[Path]:
-    """Write all kernels and one ``networks.c`` that holds every network under its own prefix; return sources."""
+    """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources."""
     texts: dict[str, str] = {p.name: p.read_text() for p in [*RUNTIME.iterdir(), DRIVER.with_suffix(".h")]}
     parts = []
     for k, graph in enumerate(graphs):
@@ -54,7 +54,8 @@ def _table(count: int) -> str:
         f" g{k}_MODEL_INPUT_COUNT, g{k}_MODEL_OUTPUT_COUNT}},\n"
         for k in range(count)
     )
-    return f'\n#include "driver.h"\nconst network networks[] = {{\n{rows}}};\nconst int network_count = {count};\n'
+    table = f"const network networks[] = {{\n{rows}}};\nconst int network_count = {count};\n"
+    return f'\n#include "driver.h"\n{table}'
 
 
 def build(folder: Path, graphs: Sequence[Graph], **options) -> list[Callable[[np.ndarray], np.ndarray]]:
@@ -90,22 +91,12 @@ def _runner(library: ctypes.CDLL, prefix: str, graph: Graph) -> Callable[[np.nda
 def run_sanitized(
     folder: Path, graphs: Sequence[Graph], batches: Iterable[np.ndarray], n: int, **options
 ) -> list[np.ndarray]:
-    """Run every graph on its (n, ...) batch in one program under the address and undefined-behaviour sanitizers."""
+    """Run every graph on its (n, ...) batch in one program under two sanitizers (address, undefined)."""
     sources = [p for p in write_networks(folder, graphs, **options) if p.suffix == ".c"]
     program = folder / "driver"
-    subprocess.run(
-        [
-            "gcc",
-            *STRICT,
-            "-O1",
-            "-g",
-            "-DTE_DEBUG",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all",
-        ]
-        + [f"-I{folder}", *map(str, sources), str(DRIVER), "-o", str(program)],
-        check=True,
-    )
+    sanitizers = ["-DTE_DEBUG", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["gcc", *STRICT, "-O1", "-g", *sanitizers, f"-I{folder}", *map(str, sources), str(DRIVER)]
+    subprocess.run([*command, "-o", str(program)], check=True)
     data = b"".join(batch.tobytes() for batch in batches)
     done = subprocess.run([program, str(n)], input=data, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]

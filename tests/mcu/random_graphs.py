@@ -1,4 +1,4 @@
-"""Legal random int8 graphs with all ten ops: the inputs of the tests that compare NumPy, host C and firmware."""
+"""Legal random int8 graphs with all ten ops, for the tests that compare NumPy, host C and firmware."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PROBES = 9
 class Builder:
     """Grows a chain (with skips for ADD) from one input tensor.
 
-    With ``telling``, a node is kept only if its output tells random inputs apart.  A layer that saturates gives one
-    output for all inputs, and every wrong kernel before it would go unnoticed.
+    With ``telling``, a node is kept only if its output tells random inputs apart.  A layer that saturates
+    gives one output for all inputs, and every wrong kernel before it would go unnoticed.
     """
 
     def __init__(
@@ -192,8 +192,9 @@ class Builder:
         if rank < 2:
             return None
         axes = self.rng.choice(np.arange(1, rank), self.integer(1, rank - 1), replace=False)
-        x_scale, _ = self.graph[self.current].quant.item()
-        quant = self.quant(x_scale * float(2.0 ** self.rng.uniform(-3, 1)))
+        x_scale, x_zp = self.graph[self.current].quant.item()
+        zero_point = int(np.clip(x_zp + self.integer(-20, 20), -128, 127))
+        quant = Quant.per_tensor(x_scale * float(2.0 ** self.rng.uniform(-1, 1)), zero_point)
         return A.Mean(tuple(sorted(int(a) for a in axes)), bool(self.rng.random() < 0.5)), (), quant
 
     def _pad(self):
@@ -215,7 +216,7 @@ class Builder:
 
 
 def random_network(seed: int, layers: int = 8) -> Graph:
-    """Return a random network of at most ``layers`` nodes over all ten ops whose output tells inputs apart."""
+    """Return a random network of at most ``layers`` nodes whose output tells inputs apart."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers((6, 6, 1), (13, 13, 6)))
     builder = Builder(rng, (1, *shape), f"random_{seed}", telling=True)

@@ -1,4 +1,4 @@
-"""The generated project: complete, readable, free of numbers that the generator made up, and refused where it must be."""
+"""The generated project: complete, free of numbers that the generator made up, refused where it must be."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_graphs_without_a_c_form_are_refused(network):
     made = planning.plan(network)
     floats = random_layer("SOFTMAX", 0)
     floats.update("x", dtype="float32")
-    with pytest.raises(UsageError, match="float32.*quantize"):
+    with pytest.raises(UsageError, match=r"float32.*quantize"):
         project(floats)
     two = random_network(3, layers=10)
     two.outputs = (two.outputs[0], two.inputs[0])
@@ -161,7 +161,7 @@ def test_graphs_without_a_c_form_are_refused(network):
         project(network, optimize="siz")
     odd = random_layer("SOFTMAX", 0)
     odd.nodes[0] = replace(odd.nodes[0], op="COS")
-    with pytest.raises(UnsupportedOpError, match="COS.*supported: ADD"):
+    with pytest.raises(UnsupportedOpError, match=r"COS.*supported: ADD"):
         project(odd)
 
 

@@ -1,4 +1,4 @@
-"""`deploy`: NumPy, host C and firmware agree bit for bit, the report is what linker and emulator show, failures leave nothing."""
+"""`deploy`: three ways agree bit for bit, the report shows what was measured, failures leave nothing."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_too_little_sram_is_refused_to_the_byte(graph, tmp_path):
     exact = deploy(graph, replace(board, sram_bytes=need), tmp_path / "fits")
     assert exact.run(inputs(graph, 0), "emulate").instructions > 0
     with pytest.raises(
-        DoesNotFitError, match="16 B of SRAM are missing.*At the peak, node .* are live: .*Try "
+        DoesNotFitError, match=r"16 B of SRAM are missing.*At the peak, node .* are live: .*Try "
     ):
         deploy(graph, replace(board, sram_bytes=need - 16), tmp_path / "not")
     assert [p.name for p in tmp_path.iterdir()] == ["fits"]
@@ -181,7 +181,7 @@ def test_the_linker_enforces_the_same_sram_budget(graph, tmp_path, monkeypatch):
         toolchain, "compile_firmware", lambda *a, **k: compile_firmware(*a, **(k | {"stack_bytes": real}))
     )
     with pytest.raises(
-        DoesNotFitError, match="16 bytes of RAM are missing.*At the peak"
+        DoesNotFitError, match=r"16 bytes of RAM are missing.*At the peak"
     ):  # ... the linker's does not
         deploy(graph, board, tmp_path / "net")
     assert list(tmp_path.iterdir()) == []
@@ -232,7 +232,7 @@ def test_a_damaged_plan_is_reported(tmp_path, text):
 
 
 def test_a_folder_without_a_plan_is_reported(tmp_path):
-    with pytest.raises(DataError, match="no plan.json"):
+    with pytest.raises(DataError, match=r"no plan\.json"):
         Deployment.load(tmp_path / "absent")
 
 

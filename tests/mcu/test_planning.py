@@ -1,4 +1,4 @@
-"""The memory planner: safe on every set of lifetimes, never below the bound, as good as published planners."""
+"""The memory planner: safe on every set of lifetimes, never below the bound, as good as published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C runtime computes exactly what the NumPy integer kernels compute, and each way to get it wrong is noticed."""
+"""The C runtime computes exactly what the NumPy kernels compute, and each way to get it wrong is noticed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def expected(graphs, requant="exact"):
     return {g.name: ir.run(g, INPUTS[g.name], requant=requant) for g in graphs}
 
 
-# --- requantization --------------------------------------------------------------------------------------------
+# --- requantization ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def shim():
 
 
 def _corner_cases(rng):
-    """All exponents, accumulators at every power of two and its neighbours, extreme and random multipliers."""
+    """All exponents; accumulators at each power of two and beside it; extreme and random multipliers."""
     edges = np.array(
         [s * (2**k + d) for k in range(31) for d in (-1, 0, 1) for s in (1, -1)] + [INT32_MAX, -INT32_MAX]
     )
@@ -77,7 +77,7 @@ def test_codes_are_clamped_before_they_are_narrowed(shim):
     assert shim.narrow(5, -3, -128, 127) == 2
 
 
-# --- kernels against NumPy -------------------------------------------------------------------------------------
+# --- kernels against NumPy -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requant", ["exact", "fast"])

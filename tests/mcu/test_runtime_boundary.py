@@ -32,14 +32,15 @@ class Output(Structure):
     ]
 
 
+def integers(names: str):
+    return [(name, c_int32) for name in names.split()]
+
+
 class Conv(Structure):
     _fields_ = [
         ("in_", Shape),
         ("out", Shape),
-        *(
-            (n, c_int32)
-            for n in "kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left x_zp".split()
-        ),
+        *integers("kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left x_zp"),
         ("output", Output),
     ]
 
@@ -52,20 +53,15 @@ class Pool(Structure):
     _fields_ = [
         ("in_", Shape),
         ("out", Shape),
-        *((n, c_int32) for n in "kernel_h kernel_w stride_h stride_w pad_top pad_left y_min y_max".split()),
+        *integers("kernel_h kernel_w stride_h stride_w pad_top pad_left y_min y_max"),
     ]
 
 
 class Add(Structure):
     _fields_ = [
         ("out", Shape),
-        *(
-            (n, c_int32)
-            for n in (
-                "row_1 row_2 x1_zp x2_zp y_zp multiplier_1 multiplier_2 multiplier_y"
-                " exponent_1 exponent_2 exponent_y y_min y_max"
-            ).split()
-        ),
+        *integers("row_1 row_2 x1_zp x2_zp y_zp multiplier_1 multiplier_2 multiplier_y"),
+        *integers("exponent_1 exponent_2 exponent_y y_min y_max"),
     ]
 
 
@@ -173,16 +169,17 @@ WRONG_SHAPES = {
 }
 WRONG_PARAMETERS = {
     "te_conv2d_s8": [
-        "stride_h=0", "dilation_w=0", "kernel_h=0", "x_zp=128", "x_zp=-129", "output.y_zp=200", "output.y_min=-129",
-        "output.y_max=128", "output.y_min=100 output.y_max=99", f"stride_w={BIG}", f"kernel_w={BIG}", f"pad_top={BIG}",
-        f"pad_left={-BIG}", f"dilation_h={BIG}",
+        "stride_h=0", "dilation_w=0", "kernel_h=0", "x_zp=128", "x_zp=-129", "output.y_zp=200",
+        "output.y_min=-129", "output.y_max=128", "output.y_min=100 output.y_max=99", f"stride_w={BIG}",
+        f"kernel_w={BIG}", f"pad_top={BIG}", f"pad_left={-BIG}", f"dilation_h={BIG}",
     ],
     "te_depthwise_conv2d_s8": ["stride_w=-1", "kernel_w=0", "x_zp=300", f"pad_left={BIG}"],
     "te_fully_connected_s8": ["x_zp=128", "output.y_zp=-129", "output.y_max=500"],
-    "te_average_pool2d_s8": ["pad_top=2", "pad_left=9", "stride_h=4", "pad_left=-3", "kernel_h=0", "y_max=128", "y_min=-200"],
+    "te_average_pool2d_s8": ["pad_top=2", "pad_left=9", "stride_h=4", "pad_left=-3", "kernel_h=0",
+                             "y_max=128", "y_min=-200"],
     "te_max_pool2d_s8": ["pad_top=2", "stride_w=5", "stride_h=0", "y_min=1 y_max=0"],
-    "te_add_s8": ["x1_zp=128", "x2_zp=-129", "y_zp=999", "exponent_1=1", "multiplier_2=1073741825", "multiplier_y=-1",
-                  "exponent_y=31", "exponent_1=-32", "y_max=128"],
+    "te_add_s8": ["x1_zp=128", "x2_zp=-129", "y_zp=999", "exponent_1=1", "multiplier_2=1073741825",
+                  "multiplier_y=-1", "exponent_y=31", "exponent_1=-32", "y_max=128"],
     "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32"],
     "te_pad_s8": ["zp=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
 }  # fmt: skip
@@ -244,7 +241,7 @@ def test_softmax_and_reshape_refuse_bad_sizes(runtime):
     assert reshape(16, None, RESULT) == NULL_POINTER
 
 
-# --- windows ---------------------------------------------------------------------------------------------------
+# --- windows -------------------------------------------------------------------------------------------
 
 
 def pointer(array, offset=0):

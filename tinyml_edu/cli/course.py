@@ -134,7 +134,9 @@ def grade_prove(lab: LabArgument, course: CourseOption = None, json_file: JsonOp
     from ..grading import labs, prove
 
     report = prove.prove(labs.find(lab), course=course)
-    table(f"{lab}: five runs", ["what", "value"], [[k, _short(v)] for k, v in report.items() if k != "details"])
+    table(
+        f"{lab}: five runs", ["what", "value"], [[k, _short(v)] for k, v in report.items() if k != "details"]
+    )
     write_json(json_file, report)
     problems = prove.problems(report)
     if problems:

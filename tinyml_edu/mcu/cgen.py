@@ -1,8 +1,8 @@
 """Code generator: an int8 graph and its memory plan become a C99 project that builds on its own.
 
 `generate` returns every file as text and derives no number: multipliers, shifts, clamps and tables come from
-`ir.int_params`, offsets from the plan.  What one node becomes is in `cgen_layers`; Makefile, README and the example
-program are templates in ``project/``, the kernels are copied from ``runtime/``.
+`ir.int_params`, offsets from the plan.  What one node becomes is in `cgen_layers`; Makefile, README and the
+example program are templates in ``project/``, the kernels are copied from ``runtime/``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     Returns
     -------
     dict of str to str
-        ``model.c``, ``model.h``, ``te_config.h``, the runtime's headers and the kernels that the network uses,
-        ``Makefile``, ``README.md`` and ``example/run.c``.
+        ``model.c``, ``model.h``, ``te_config.h``, the runtime's headers and the kernels that the network
+        uses, ``Makefile``, ``README.md`` and ``example/run.c``.
 
     Raises
     ------
@@ -88,8 +88,8 @@ def layer_symbols(graph: Graph) -> dict[str, str]:
 def _check(graph: Graph, plan: Plan) -> None:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UsageError(
-            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; generated code has one of"
-            " each: cut the network into parts with one input and one output"
+            f"{graph.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; generated code"
+            " has one of each: cut the network into parts with one input and one output"
         )
     for tensor in graph.tensors.values():
         if tensor.kind is Kind.VARIABLE:
@@ -98,7 +98,7 @@ def _check(graph: Graph, plan: Plan) -> None:
             )
         if tensor.kind is not Kind.CONSTANT and tensor.dtype != "int8":
             raise UsageError(
-                f"{tensor.name!r} is {tensor.dtype}; C is generated from int8 graphs: quantize the network first"
+                f"{tensor.name!r} is {tensor.dtype}; C is made from int8 graphs: quantize the network first"
             )
     for node in graph.nodes:
         if node.op not in EMITTERS:
@@ -179,8 +179,6 @@ def _memory_map(graph: Graph, plan: Plan) -> str:
     """Return one comment line a buffer: offset, size, the nodes at which it is live, tensor, shape."""
     rows = []
     for b in sorted(plan.buffers, key=lambda b: (b.first, plan.offsets[b.name])):
-        shape = graph[b.name].shape if b.name in graph.tensors else ""
-        rows.append(
-            f" *   {plan.offsets[b.name]:>8}  {b.size_bytes:>8}  {b.first:>4}..{b.last:<4} {comment_text(b.name)} {shape}"
-        )
+        what = f"{comment_text(b.name)} {graph[b.name].shape if b.name in graph.tensors else ''}"
+        rows.append(f" *   {plan.offsets[b.name]:>8}  {b.size_bytes:>8}  {b.first:>4}..{b.last:<4} {what}")
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""What each node becomes in C: constants in flash, a params struct, and one function that calls one kernel."""
+"""What each node becomes in C: constants in flash, a params struct, one function that calls one kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UnsupportedOpError
 from ..ir import int_params
-from ..ir.graph import Graph, Kind, Node
+from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
 
 LINE = 110
@@ -34,9 +34,9 @@ class Layer:
 
 @dataclass
 class Parts:
-    """What an op's emitter returns: the kernel, its arguments, and the images to repeat the call for.
+    """What an op's emitter returns: the kernel, its arguments, definitions before it, how often to call it.
 
-    ``step_x`` and ``step_y`` are the bytes from one image to the next; ``definitions`` stand before the function.
+    The call is repeated for ``images`` images, the variable ``n`` in the arguments.
     """
 
     kernel: str
@@ -270,7 +270,7 @@ def _mean(emitter: Emitter, i: int, node: Node) -> Parts:
     sizes += [1] * (5 - len(sizes))
     if len(sizes) > 5:
         raise UnsupportedOpError(
-            f"{node.name}: MEAN over axes {node.attrs.axes} of {_shape(shape)}: at most two separate groups of axes"
+            f"{node.name}: MEAN over axes {node.attrs.axes} of {_shape(shape)}: at most two groups of axes"
         )
     fields = {
         "keep": f"{{{sizes[0]}, {sizes[2]}, {sizes[4]}}}",

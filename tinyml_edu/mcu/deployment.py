@@ -1,7 +1,8 @@
 """From an int8 graph to a project folder with a firmware image, and back from the folder to outputs.
 
-`deploy` plans memory, generates C, compiles it for the board with the linker enforcing the budget, and measures one
-inference on the emulated core.  Every figure of the report is one that the linker or the emulator showed.
+`deploy` plans memory, generates C, compiles it for the board with the linker enforcing the budget, and
+measures one inference on the emulated core.  Every figure of the report is one that the linker or the
+emulator showed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from . import cgen, planning
 from .boards import Board, get_board
 
 STACK_BYTES = 2048
-"""RAM that the linker keeps for the stack: scratch that kernels keep there is at most 2 KB minus their frames."""
+"""RAM that the linker keeps for the stack; a deeper stack leaves the RAM, and the emulator faults."""
 
 TARGETS = ("host", "emulate")
 _FORMAT = 1
@@ -93,7 +94,7 @@ class _Port:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A deployed network: its folder, its report (the keys of ``tinyml deploy --json``), and how to run it."""
+    """A deployed network: its folder, its report (keys of ``tinyml deploy --json``), and how to run it."""
 
     path: Path
     report: dict[str, Any]
@@ -137,7 +138,7 @@ class Deployment:
         Raises
         ------
         UsageError
-            If the shape is not (n, ...) of the network's input, n >= 1, or the type is neither int8 nor float.
+            If the shape is not (n, ...) of the network's input, n >= 1, or the type neither int8 nor float.
         """
         x = np.asarray(x)
         wanted = self.input.shape[1:]
@@ -236,8 +237,9 @@ def deploy(
     board : str or Board
         A key of `BOARDS`.
     out : path
-        Folder to make: the C project, ``firmware.elf`` and ``plan.json``.  It is written beside its final place and
-        renamed when complete; an earlier deployment there is replaced, any other folder with content is refused.
+        Folder to make: the C project, ``firmware.elf`` and ``plan.json``.  It is written beside its final
+        place and renamed when complete; an earlier deployment there is replaced, any other folder with
+        content is refused.
     requant : {"exact", "fast"}
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
@@ -294,7 +296,7 @@ def _write(folder: Path, files: dict[str, str]) -> None:
 
 
 def _replace(folder: Path, out: Path) -> None:
-    """Rename ``folder`` to ``out``; what was at ``out`` goes aside first, so that one of both is always there."""
+    """Rename ``folder`` to ``out``; what was at ``out`` goes aside first and is removed last."""
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
         out.rename(old / out.name)

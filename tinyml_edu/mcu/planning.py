@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DoesNotFitError, TinyMLError, UnknownNameError
-from ..ir.graph import Graph, Kind
+from ..ir.graph import Graph
 
 if TYPE_CHECKING:
     from .boards import Board
@@ -90,7 +90,7 @@ def lifetimes(graph: Graph, scratch: Mapping[str, int] | None = None) -> list[Bu
     """
     root = aliases(graph)
     end = max(len(graph.nodes) - 1, 0)
-    first = {name: 0 for name in graph.inputs}
+    first = dict.fromkeys(graph.inputs, 0)
     last = dict(first)
     for step, node in enumerate(graph.nodes):
         for name in node.outputs:
@@ -127,7 +127,7 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-# --- planners: buffers in, one offset for each out -------------------------------------------------------------
+# --- planners: buffers in, one offset for each out -----------------------------------------------------
 
 
 def naive(buffers: Sequence[Buffer]) -> list[int]:
@@ -240,7 +240,7 @@ PLANNERS: dict[str, Planner] = {
 }
 
 
-# --- plans -----------------------------------------------------------------------------------------------------
+# --- plans ---------------------------------------------------------------------------------------------
 
 
 def plan(graph: Graph, board: Board | None = None, *, planner: str = "best") -> Plan:
@@ -258,8 +258,8 @@ def plan(graph: Graph, board: Board | None = None, *, planner: str = "best") -> 
     Raises
     ------
     DoesNotFitError
-        If the arena is larger than the board's SRAM; the message names the bytes missing, the tensors that are
-        live at the peak, and what to try.
+        If the arena is larger than the board's SRAM; the message names the bytes missing, the tensors that
+        are live at the peak, and what to try.
     UnknownNameError
         If there is no such planner.
     """
@@ -331,8 +331,8 @@ def explain_sram(graph: Graph, plan: Plan, board: Board, missing_bytes: int) -> 
     if not plan.proven_optimal:
         advice.insert(0, "planner='best'" if plan.planner != "best" else "another order of layers")
     return (
-        f"{graph.name} does not fit {board.name}: {missing_bytes:,} B of SRAM are missing ({needed:,} B needed,"
-        f" {board.sram_bytes:,} B there).  At the peak, node {where}, these are live: {tensors}."
+        f"{graph.name} does not fit {board.name}: {missing_bytes:,} B of SRAM are missing ({needed:,} B"
+        f" needed, {board.sram_bytes:,} B there).  At the peak, node {where}, these are live: {tensors}."
         f"  Try {', '.join(a for a in advice if a)}."
     )
 
@@ -345,7 +345,7 @@ def short_name(name: str, width: int = 40) -> str:
     >>> short_name("model/relu;model/norm/FusedBatchNorm")
     'model/relu'
     """
-    first = name.split(";")[0]
+    first = name.split(";", maxsplit=1)[0]
     return first if len(first) <= width else "..." + first[3 - width :]
 
 
