@@ -26,6 +26,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def choose_device(name: str) -> torch.device:
+    """Return the device that ``TrainConfig.device`` names; "auto" takes a GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' was asked for but there is no usable GPU; take device='auto'")
     if name == "auto":
@@ -57,15 +58,18 @@ def arrange(model: nn.Module, memory_format: torch.memory_format) -> None:
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose name starts with ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors on ``device``."""
     return {k: v.to(device) for k, v in tensors.items()}
 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` threads for the duration."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
