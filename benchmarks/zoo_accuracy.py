@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyml_edu import data, train, zoo
+from tinyml_edu import data, mcu, train, zoo
 from tinyml_edu.quantization import quantize
 
 CALIBRATION_IMAGES = 512
@@ -19,10 +19,10 @@ def figures() -> dict[str, tuple[float, str]]:
             print(f"{name:22} skipped: {source} is not here (tinyml data get {source})")
             continue
         test = data.load(source, "test")
-        calibration = data.to_tensor(data.load(source, "train").x[:CALIBRATION_IMAGES])
-        quantized = quantize(network, calibration=calibration)
-        x = data.to_tensor(test.x).numpy().transpose(0, 2, 3, 1)
-        accuracy, int8 = train.evaluate(network, test), quantized.evaluate(x, test.y)
+        images = data.load(source, "train").x[:CALIBRATION_IMAGES]
+        graph = mcu.capture(network, data.to_tensor(images[:1]))
+        accuracy = train.evaluate(network, test)
+        int8 = quantize(graph, calibration=images).evaluate(test.x, test.y)
         print(f"{name:22} {accuracy:7.4f} {int8:7.4f}")
         results |= {
             f"zoo.{name}.accuracy": (accuracy, "fraction"),

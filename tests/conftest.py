@@ -12,6 +12,8 @@ import pytest
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# Compiled code and made images: kept between runs, and out of the user's own cache.
+os.environ.setdefault("TINYML_EDU_CACHE", str(Path(__file__).resolve().parent.parent / ".build" / "cache"))
 
 
 def _missing(marker: str) -> str | None:

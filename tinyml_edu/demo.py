@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -130,24 +128,19 @@ def _quantize(
     steps: list[dict[str, Any]],
     say: Callable[[str], None],
 ) -> QuantizedModel:
-    from . import data
+    from . import data, mcu
     from .quantization import quantize
 
-    calibration = data.to_tensor(splits["train"].x[:CALIBRATION_IMAGES])
-    quantized = quantize(student, calibration=calibration)
+    images = splits["train"].x[:CALIBRATION_IMAGES]
+    graph = mcu.capture(student, data.to_tensor(images[:1]))
+    graph.name = f"vgg_lite.{splits['train'].name}, pruned and distilled"  # the C project says it
+    quantized = quantize(graph, calibration=images)
     test = splits["test"]
-    accuracy = quantized.evaluate(_nhwc(test.x), test.y)
+    accuracy = quantized.evaluate(test.x, test.y)
     costs = {k: steps[-1][k] for k in ("parameters", "macs")}
-    weights = sum(t.nbytes for t in quantized.graph.constants())
-    steps.append({"name": "int8", "accuracy": accuracy, **costs, "weight_bytes": weights})
+    steps.append({"name": "int8", "accuracy": accuracy, **costs, "weight_bytes": quantized.weight_bytes})
     say(f"3  int8: accuracy {accuracy:.4f} against {steps[-2]['accuracy']:.4f} in float")
     return quantized
-
-
-def _nhwc(images: np.ndarray) -> np.ndarray:
-    from . import data
-
-    return data.to_tensor(images).numpy().transpose(0, 2, 3, 1)
 
 
 def _deploy(quantized: QuantizedModel, board: str, out: Path, say: Callable[[str], None]) -> Deployment:
@@ -169,7 +162,7 @@ def _compare(
     """Run the same images through NumPy, host C and firmware and count images that differ in any code."""
     from . import ir
 
-    codes = quantized.graph[quantized.graph.inputs[0]].quant.quantize(_nhwc(test.x[:images]))
+    codes = quantized.input_codes(test.x[:images])
     reference = ir.run(quantized.graph, codes).reshape(len(codes), -1)
     host = deployment.run(codes, target="host").outputs.reshape(len(codes), -1)
     board = deployment.run(codes, target="emulate")
@@ -191,6 +184,5 @@ def _plots(graph: Graph, steps: list[Step], out: Path) -> None:
 
     (out / "memory_map.png").write_bytes(plots.to_png(plots.memory_map(mcu.plan(graph))))
     points = [(s["name"], s["weight_bytes"], s["accuracy"]) for s in steps]
-    plots.pareto(points, x_label="weights, bytes", y_label="test accuracy").savefig(
-        out / "pareto.png", dpi=120
-    )
+    figure = plots.pareto(points, x_label="weights (bytes)", y_label="test accuracy", log_x=True)
+    (out / "pareto.png").write_bytes(plots.to_png(figure))

@@ -230,14 +230,16 @@ def random_network(seed: int, layers: int = 8) -> Graph:
     return builder.finish()
 
 
-def random_layer(op: str, seed: int) -> Graph:
-    """Return a graph of one node of ``op`` with random shape, attributes and scales."""
+def random_layer(op: str, seed: int, *, telling: bool = False) -> Graph:
+    """Return a graph of one node of ``op`` with random shape, attributes and scales.
+
+    Some saturate for every input, which is a case too; not with ``telling``.
+    """
     rng = np.random.default_rng([ALL_OPS.index(op), seed])
     while True:
         shape = tuple(int(n) for n in rng.integers(1, 10, 3))
-        builder = Builder(
-            rng, (1, shape[0] * shape[1]) if op == "FULLY_CONNECTED" else (1, *shape), f"{op}_{seed}"
-        )
+        shape = (shape[0] * shape[1],) if op == "FULLY_CONNECTED" else shape
+        builder = Builder(rng, (1, *shape), f"{op}_{seed}", telling=telling)
         if builder.add(op):
             return builder.finish()
 

@@ -301,7 +301,7 @@ def test_tiles_computed_one_by_one_equal_the_whole_output(runtime, rng, op, sour
     # What patch inference relies on: a tile reads the whole image, or only its own patch of it.
     tiles = 0
     for seed in range(60):
-        graph = random_layer(op, seed)
+        graph = random_layer(op, seed, telling=True)
         node = graph.nodes[0]
         x = rng.integers(-128, 128, graph["x"].shape, dtype=np.int8)
         whole = ir.run(graph, x)
@@ -333,7 +333,7 @@ def test_tiles_computed_one_by_one_equal_the_whole_output(runtime, rng, op, sour
 
 
 def test_a_tile_with_the_wrong_origin_differs(runtime, rng):
-    graph = random_layer("DEPTHWISE_CONV_2D", 0)
+    graph = random_layer("DEPTHWISE_CONV_2D", 0, telling=True)
     x = rng.integers(-128, 128, graph["x"].shape, dtype=np.int8)
     whole = ir.run(graph, x)
     y = np.zeros_like(whole)

@@ -38,7 +38,7 @@ def quantized_zoo(name: str) -> Graph:
     from ..quantization import quantize
 
     network, card = zoo.load(name)
-    images = data.to_tensor(data.load(card["data"]["name"], "train").x[:CALIBRATION_IMAGES])
-    graph = mcu.capture(network, images[:1])
+    images = data.load(card["data"]["name"], "train").x[:CALIBRATION_IMAGES]
+    graph = mcu.capture(network, data.to_tensor(images[:1]))
     graph.name = name
-    return quantize(graph, calibration=images.numpy().transpose(0, 2, 3, 1)).graph
+    return quantize(graph, calibration=images).graph

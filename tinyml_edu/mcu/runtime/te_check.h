@@ -10,8 +10,8 @@
 #include "te_requant.h"
 #include "te_runtime.h"
 
-/* Inside a kernel, what the checks at its boundary established.  Off unless the build defines TE_DEBUG, because a
- * board has nowhere to print to. */
+/* Inside a kernel, what the checks at its boundary established.  Off unless the build defines TE_DEBUG,
+ * because a board has nowhere to print to. */
 #ifdef TE_DEBUG
 #include <assert.h>
 #define TE_ASSERT(condition) assert(condition)
@@ -57,7 +57,8 @@ static inline te_status te_check_shape(te_shape s) {
 }
 
 /* One axis of a sliding window: out positions `stride` apart, `kernel` taps `dilation` apart. */
-static inline te_status te_check_axis(int32_t out, int32_t stride, int32_t kernel, int32_t dilation, int32_t pad) {
+static inline te_status te_check_axis(int32_t out, int32_t stride, int32_t kernel, int32_t dilation,
+                                      int32_t pad) {
     const int32_t origins[2] = {out, stride}, reach[2] = {kernel, dilation};
     if (!te_is_volume(origins, 2) || !te_is_volume(reach, 2)) {
         return TE_BAD_PARAMETER;

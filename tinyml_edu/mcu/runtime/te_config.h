@@ -1,5 +1,5 @@
-/* Build options of the runtime.  The code generator writes this file anew for each project; this copy holds the
- * defaults, so that the runtime also compiles on its own.
+/* Build options of the runtime.  The code generator writes this file anew for each project; this copy holds
+ * the defaults, so that the runtime also compiles on its own.
  *
  * SPDX-License-Identifier: MIT
  */

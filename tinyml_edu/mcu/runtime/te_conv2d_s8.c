@@ -1,11 +1,12 @@
 /* 2-D convolution: int8 in, int8 out, int32 accumulator, one factor per output channel.
  *
- *   y[i,j,o] = clamp(requant(bias[o] + sum_{k,l,c} (x[i*sh - pt + k*dh, j*sw - pl + l*dw, c] - x_zp) * w[o,k,l,c],
- *                            multiplier[o], exponent[o]) + y_zp, y_min, y_max)
+ *   acc      = bias[o] + sum_{k,l,c} (x[i*sh - pt + k*dh, j*sw - pl + l*dw, c] - x_zp) * w[o,k,l,c]
+ *   y[i,j,o] = clamp(requant(acc, multiplier[o], exponent[o]) + y_zp, y_min, y_max)
  *
  * Shapes   x (in), w (out.channels, kernel_h, kernel_w, in.channels), bias (out.channels) or NULL, y (out);
  *          y must not overlap x.
- * Bounds   |bias[o]| + 255 * sum |w[o]| < 2^31 keeps the accumulator inside int32; the code generator checks it.
+ * Bounds   |bias[o]| + 255 * sum |w[o]| < 2^31 keeps the accumulator inside int32; the code generator
+ *          checks it.
  * Rounding te_requant: double, or single with TE_REQUANT_FAST.
  * Padding  taps outside x are skipped, so they count as real 0.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.
@@ -19,7 +20,7 @@
 #include "te_finish.h"
 #include "te_window.h"
 
-/* What one output pixel reads: `rows` lines of `runs` runs, each run `length` adjacent elements in x and in w. */
+/* What one output pixel reads: `rows` lines of `runs` runs, each `length` adjacent elements of x and of w. */
 typedef struct {
     const int8_t *x, *w;
     int32_t rows, runs, length;
@@ -50,8 +51,8 @@ static TE_OWN_REGISTERS void accumulate_4(const patch *a, int32_t x_zp, int32_t 
     for (int32_t k = 0; k < a->rows; k++) {
         TE_SHORT_LOOP
         for (int32_t r = 0; r < a->runs; r++) {
-            te_dot_4(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->filter, a->length,
-                     acc);
+            te_dot_4(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->filter,
+                     a->length, acc);
         }
     }
 }
@@ -62,7 +63,8 @@ static TE_OWN_REGISTERS void accumulate_1(const patch *a, int32_t x_zp, int32_t 
     for (int32_t k = 0; k < a->rows; k++) {
         TE_SHORT_LOOP
         for (int32_t r = 0; r < a->runs; r++) {
-            te_dot_1(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->length, acc);
+            te_dot_1(a->x + k * a->x_row + r * a->x_run, x_zp, w + k * a->w_row + r * a->w_run, a->length,
+                     acc);
         }
     }
 }
@@ -82,7 +84,8 @@ static void pixel(const te_conv_params *p, const patch *a, const int32_t *bias, 
     }
 }
 
-te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y) {
+te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
+                       int8_t *y) {
     if (p == NULL || x == NULL || w == NULL || y == NULL) {
         return TE_NULL_POINTER;
     }
@@ -92,9 +95,11 @@ te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w
         return TE_BAD_SHAPE;
     }
     for (int32_t i = 0; i < p->out.height; i++) {
-        const te_taps ty = te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);
+        const te_taps ty =
+            te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);
         for (int32_t j = 0; j < p->out.width; j++) {
-            const te_taps tx = te_taps_inside(j, p->stride_w, p->pad_left, p->dilation_w, p->kernel_w, p->in.width);
+            const te_taps tx =
+                te_taps_inside(j, p->stride_w, p->pad_left, p->dilation_w, p->kernel_w, p->in.width);
             const patch a = locate(p, x, w, ty, tx);
             pixel(p, &a, bias, y + i * p->out.row + j * p->out.channels);
         }

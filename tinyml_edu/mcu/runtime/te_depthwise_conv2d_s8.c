@@ -1,12 +1,12 @@
 /* Depthwise 2-D convolution: int8 in, int8 out, int32 accumulator, one factor per output channel.
  *
- *   y[i,j,c*M+m] = clamp(requant(bias[c*M+m] + sum_{k,l} (x[i*sh - pt + k*dh, j*sw - pl + l*dw, c] - x_zp)
- *                                                        * w[k,l,c*M+m],
- *                                multiplier[c*M+m], exponent[c*M+m]) + y_zp, y_min, y_max)
+ *   acc      = bias[o] + sum_{k,l} (x[i*sh - pt + k*dh, j*sw - pl + l*dw, c] - x_zp) * w[k,l,o],  o = c*M + m
+ *   y[i,j,o] = clamp(requant(acc, multiplier[o], exponent[o]) + y_zp, y_min, y_max)
  *
  * Shapes   x (in), w (kernel_h, kernel_w, out.channels), bias (out.channels) or NULL, y (out); the channel
  *          multiplier M is out.channels / in.channels; y must not overlap x.
- * Bounds   |bias[o]| + 255 * sum |w[.,.,o]| < 2^31 keeps the accumulator inside int32; the code generator checks it.
+ * Bounds   |bias[o]| + 255 * sum |w[.,.,o]| < 2^31 keeps the accumulator inside int32; the code generator
+ *          checks it.
  * Rounding te_requant: double, or single with TE_REQUANT_FAST.
  * Padding  taps outside x are skipped, so they count as real 0.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.
@@ -90,8 +90,8 @@ static void pixel(const te_conv_params *p, const patch *a, const int32_t *bias, 
     }
 }
 
-te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
-                                 int8_t *y) {
+te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w,
+                                 const int32_t *bias, int8_t *y) {
     if (p == NULL || x == NULL || w == NULL || y == NULL) {
         return TE_NULL_POINTER;
     }
@@ -101,9 +101,11 @@ te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const
         return TE_BAD_SHAPE;
     }
     for (int32_t i = 0; i < p->out.height; i++) {
-        const te_taps ty = te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);
+        const te_taps ty =
+            te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);
         for (int32_t j = 0; j < p->out.width; j++) {
-            const te_taps tx = te_taps_inside(j, p->stride_w, p->pad_left, p->dilation_w, p->kernel_w, p->in.width);
+            const te_taps tx =
+                te_taps_inside(j, p->stride_w, p->pad_left, p->dilation_w, p->kernel_w, p->in.width);
             const patch a = locate(p, x, w, ty, tx);
             pixel(p, &a, bias, y + i * p->out.row + j * p->out.channels);
         }

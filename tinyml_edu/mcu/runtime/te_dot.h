@@ -3,8 +3,8 @@
  *   acc[j] += sum_i (x[i] - x_zp) * w[j * filter + i],  i < n
  *
  * Four filters at a time load and centre each x once instead of four times.
- * Bounds   |x - x_zp| <= 255 and |w| <= 128; the caller keeps the sum inside int32 (the code generator checks every
- *          channel's worst case).
+ * Bounds   |x - x_zp| <= 255 and |w| <= 128; the caller keeps the sum inside int32 (the code generator
+ *          checks every channel's worst case).
  *
  * SPDX-License-Identifier: MIT
  */
@@ -13,7 +13,8 @@
 
 #include <stdint.h>
 
-static inline void te_dot_4(const int8_t *x, int32_t x_zp, const int8_t *w, int32_t filter, int32_t n, int32_t *acc) {
+static inline void te_dot_4(const int8_t *x, int32_t x_zp, const int8_t *w, int32_t filter, int32_t n,
+                            int32_t *acc) {
     const int8_t *w0 = w, *w1 = w0 + filter, *w2 = w1 + filter, *w3 = w2 + filter;
     int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
     for (const int8_t *end = x + n; x != end;) {

@@ -4,7 +4,8 @@
  *                  y_min, y_max)
  *
  * Shapes   x (rows, in), w (out, in), bias (out) or NULL, y (rows, out); y must not overlap x.
- * Bounds   |bias[o]| + 255 * sum |w[o]| < 2^31 keeps the accumulator inside int32; the code generator checks it.
+ * Bounds   |bias[o]| + 255 * sum |w[o]| < 2^31 keeps the accumulator inside int32; the code generator
+ *          checks it.
  * Rounding single in both modes, as TensorFlow Lite's reference does for this op.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.
  * Source   Jacob et al. 2018, arXiv:1712.05877, section 2.2.  Cost rows * out * in MACs.
@@ -20,7 +21,8 @@ static int8_t finish(const te_output *q, const int32_t *bias, int32_t acc, int32
     return te_narrow(te_requant_single(sum, q->multiplier[o], q->exponent[o]), q->y_zp, q->y_min, q->y_max);
 }
 
-static void row(const te_fully_connected_params *p, const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y) {
+static void row(const te_fully_connected_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
+                int8_t *y) {
     int32_t o = 0;
     for (; o + 4 <= p->out; o += 4) {
         int32_t acc[4] = {0};

@@ -2,11 +2,12 @@
  *
  *   y = clamp(requant(sum x - count * x_zp, multiplier, exponent) + y_zp, -128, 127)
  *
- * The division by count = reduce[0] * reduce[1] is inside the multiplier, as in TensorFlow Lite: this op does not
- * round like AVERAGE_POOL_2D.
+ * The division by count = reduce[0] * reduce[1] is inside the multiplier, as in TensorFlow Lite: this op does
+ * not round like AVERAGE_POOL_2D.
  *
- * Shapes   x (keep[0], reduce[0], keep[1], reduce[1], keep[2]), row-major; y (keep[0], keep[1], keep[2]).  Adjacent
- *          axes with the same fate are one, so five groups cover every choice of axes of an (H, W, C) tensor.
+ * Shapes   x (keep[0], reduce[0], keep[1], reduce[1], keep[2]), row-major; y (keep[0], keep[1], keep[2]).
+ *          Adjacent axes with the same fate are one, so five groups cover every choice of axes of an
+ *          (H, W, C) tensor.
  * Bounds   count <= 2^22 keeps |sum - count * x_zp| below 2^30.
  * Rounding te_requant: double, or single with TE_REQUANT_FAST.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.

@@ -29,10 +29,9 @@ static te_status output_sizes(const te_pad_params *p, int32_t out[4]) {
 /* Offset in x of row (n, h, w, .) of y, or -1 if that row is padding. */
 static int32_t source(const te_pad_params *p, int32_t n, int32_t h, int32_t w) {
     const int32_t i = n - p->before[0], j = h - p->before[1], k = w - p->before[2];
-    if (!te_in_range(i, 0, p->in[0] - 1) || !te_in_range(j, 0, p->in[1] - 1) || !te_in_range(k, 0, p->in[2] - 1)) {
-        return -1;
-    }
-    return ((i * p->in[1] + j) * p->in[2] + k) * p->in[3];
+    const int inside = te_in_range(i, 0, p->in[0] - 1) && te_in_range(j, 0, p->in[1] - 1) &&
+                       te_in_range(k, 0, p->in[2] - 1);
+    return inside ? ((i * p->in[1] + j) * p->in[2] + k) * p->in[3] : -1;
 }
 
 te_status te_pad_s8(const te_pad_params *p, const int8_t *x, int8_t *y) {

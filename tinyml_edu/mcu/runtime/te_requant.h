@@ -3,8 +3,8 @@
  *   factor = multiplier * 2^(exponent - 31), multiplier in [0, 2^31), exponent in -31..30
  *
  * Two roundings exist, and each kernel names the one it uses:
- *   double   high = round(acc * multiplier / 2^31), half up; then round(high * 2^exponent), half away from zero.
- *            TensorFlow Lite's reference convolutions, ADD and MEAN.
+ *   double   high = round(acc * multiplier / 2^31), half up; then round(high * 2^exponent), half away from
+ *            zero.  TensorFlow Lite's reference convolutions, ADD and MEAN.
  *   single   round(acc * factor), half up, once, in 64 bits.  TensorFlow Lite's FULLY_CONNECTED.
  * te_requant is the double one, or the single one if TE_REQUANT_FAST is set.
  *
@@ -21,8 +21,8 @@
 
 #include "te_config.h"
 
-/* C99 leaves it to the compiler whether >> keeps the sign.  All compilers for these targets do; this line does not
- * compile with one that does not. */
+/* C99 leaves it to the compiler whether >> keeps the sign.  All compilers for these targets do; this line
+ * does not compile with one that does not. */
 typedef char te_shift_keeps_the_sign[(-1 >> 1) == -1 ? 1 : -1];
 
 /* Every 64-bit product of the runtime: one SMULL on ARMv7-M, the compiler's helper on ARMv6-M. */
@@ -45,8 +45,8 @@ static inline int32_t te_requant_double(int32_t acc, int32_t multiplier, int32_t
     if (exponent >= 0) {
         return high;
     }
-    /* Half away from zero is half up, once a negative value has lost one unit.  Shifting by one bit less, adding 1
-     * and shifting by the last bit is half up without a constant that depends on the exponent. */
+    /* Half away from zero is half up, once a negative value has lost one unit.  Shifting by one bit less,
+     * adding 1 and shifting by the last bit is half up without a constant that depends on the exponent. */
     return (((high + (high >> 31)) >> (-exponent - 1)) + 1) >> 1;
 }
 
@@ -66,8 +66,8 @@ static inline int32_t te_requant(int32_t acc, int32_t multiplier, int32_t expone
 #endif
 }
 
-/* scaled + zp, clamped, then narrowed: narrowing first would wrap a large value around.  The clamp range moves by zp
- * instead of the value, which may be saturated. */
+/* scaled + zp, clamped, then narrowed: narrowing first would wrap a large value around.  The clamp range
+ * moves by zp instead of the value, which may be saturated. */
 static inline int8_t te_narrow(int32_t scaled, int32_t y_zp, int32_t y_min, int32_t y_max) {
     return (int8_t)(te_clamp(scaled, y_min - y_zp, y_max - y_zp) + y_zp);
 }

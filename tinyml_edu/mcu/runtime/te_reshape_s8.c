@@ -1,5 +1,5 @@
-/* Copy of a tensor under another shape.  The planner gives a RESHAPE its input's memory and needs no code; only the
- * RESHAPE of a constant in flash is a copy.
+/* Copy of a tensor under another shape.  The planner gives a RESHAPE its input's memory and needs no code;
+ * only the RESHAPE of a constant in flash is a copy.
  *
  * Shapes   x (size), y (size); y must not overlap x.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, or TE_OK.

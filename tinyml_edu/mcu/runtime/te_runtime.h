@@ -34,7 +34,7 @@ typedef struct {
     int32_t row; /* elements from one row to the next, >= width * channels */
 } te_shape;
 
-/* Per-channel requantization: y = acc * multiplier[c] * 2^(exponent[c] - 31) + y_zp, clamped to [y_min, y_max]. */
+/* Per-channel requantization: y = clamp(acc * multiplier[c] * 2^(exponent[c] - 31) + y_zp, y_min, y_max). */
 typedef struct {
     const int32_t *multiplier; /* (channels), 0 or in [2^30, 2^31) */
     const int8_t *exponent;    /* (channels), -31..30 */
@@ -74,7 +74,7 @@ typedef struct {
     int32_t y_min, y_max;
 } te_add_params;
 
-/* Axes grouped so that kept and reduced ones alternate: x (keep[0], reduce[0], keep[1], reduce[1], keep[2]). */
+/* Axes grouped so that kept and reduced ones alternate: keep[0], reduce[0], keep[1], reduce[1], keep[2]. */
 typedef struct {
     int32_t keep[3], reduce[2];
     int32_t x_zp, y_zp;
@@ -88,9 +88,10 @@ typedef struct {
     int32_t zp;
 } te_pad_params;
 
-te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias, int8_t *y);
-te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
-                                 int8_t *y);
+te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
+                       int8_t *y);
+te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w,
+                                 const int32_t *bias, int8_t *y);
 te_status te_fully_connected_s8(const te_fully_connected_params *p, const int8_t *x, const int8_t *w,
                                 const int32_t *bias, int8_t *y);
 te_status te_average_pool2d_s8(const te_pool_params *p, const int8_t *x, int8_t *y);

@@ -14,8 +14,8 @@
  */
 #include "te_check.h"
 
-/* round(256 * e / s), half up, for e <= s: long division in base 2.  A 64-bit division would pull a library routine
- * of 300 bytes or more into the firmware; this is nine compare-and-subtract steps. */
+/* round(256 * e / s), half up, for e <= s: long division in base 2, nine compare-and-subtract steps.  No core
+ * here divides 64 bits; the compiler would call a library routine. */
 static int32_t ratio_256(uint64_t e, uint64_t s) {
     int32_t q = 0;
     for (int32_t bit = 0; bit < 9; bit++) {
