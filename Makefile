@@ -8,7 +8,7 @@ PIP_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 WORKERS ?= 2
 # One thread a process: two processes with two threads each are slower than two with one.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-PYTEST := $(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -rs
+PYTEST := $(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -rs --durations 15
 
 APT_PACKAGES := chromium bubblewrap qemu-system-arm gcc-arm-none-eabi
 
