@@ -100,6 +100,21 @@ def test_a_corrupt_tflite_file(cli, tmp_path, content):
     assert_clear(cli("plan", path), 1, "broken.tflite")
 
 
+def test_an_unsupported_op_is_named_with_what_is_supported(cli, tmp_path, monkeypatch, repository):
+    pytest.importorskip("ai_edge_litert", reason="LiteRT's schema writes the file of this test")
+    monkeypatch.syspath_prepend(repository / "tests" / "ir")
+    from litert_oracle import ModelWriter
+
+    writer = ModelWriter()
+    ends = [writer.tensor((1, 4, 4, 2), scale=0.1), writer.tensor((1, 4, 4, 2), scale=1 / 256)]
+    writer.op("LOGISTIC", ends[:1], ends[1])
+    path, out = tmp_path / "logistic.tflite", tmp_path / "out"
+    path.write_bytes(writer.pack(ends[:1], ends[1:]))
+    result = cli("deploy", path, "--board", "stm32f412", "--out", out)
+    assert_clear(result, 1, "LOGISTIC at position 0", "supported: CONV_2D")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b'\x10\0\0\0\0\0\0\0{"a": 1}       ', b"x" * 4096])
 def test_a_corrupt_checkpoint_file(cli, tmp_path, content):
     path = tmp_path / "broken.safetensors"
