@@ -64,5 +64,5 @@ grade: $(VENV)/.installed-labs  ## grade the sample class
 bench: $(VENV)/.installed-dev  ## run benchmarks/ and write docs/results.json
 	$(BIN)/python -m benchmarks.run
 
-clean:  ## remove the environment and everything built
+clean:  ## remove the environment and what was built (not the grading records)
 	rm -rf $(VENV) .build build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

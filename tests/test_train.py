@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyml_edu import train
+from tinyml_edu import models, train
 from tinyml_edu.data.dataset import Dataset, to_tensor
 from tinyml_edu.errors import DataError, UsageError
 
@@ -350,3 +350,11 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match=r"cannot write .*; choose another folder"):
         train.fit(tiny(), TRAIN, VALIDATION, CONFIG, checkpoint=tmp_path / "file" / "run.safetensors")
+
+
+def test_evaluation_leaves_a_frozen_batch_norm_frozen():
+    model = models.build("vgg_lite", classes=2, width=0.125).train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    train.predict_logits(model, np.zeros((2, 32, 32, 3), np.uint8))
+    assert not frozen.training
+    assert sum(m.training for m in model.modules()) == len(list(model.modules())) - 1

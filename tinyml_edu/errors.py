@@ -29,8 +29,9 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        lower = {k.lower(): k for k in known}
+        near = difflib.get_close_matches(name.lower(), lower, n=1)
+        hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
         super().__init__(f"unknown {kind} {name!r}{hint}  Known: {', '.join(known)}")
 
 

@@ -247,8 +247,8 @@ def weight_bytes(counts: list[int], bits: list[int]) -> int:
 checks.check("lab00.q4")
 
 # %% [markdown]
-# **Find out.** Quantized kernels keep their biases in 32 bits whatever the weights have. Predict: if VGG-lite
-# has 8-bit weights and we go to 4 bits, by which factor does the flash for weights shrink? By exactly 2?
+# **Find out.** Quantized kernels keep their biases in 32 bits whatever the weights have. Predict: how many
+# bytes does VGG-lite take with 4-bit weights? Exactly half of what it takes with 8 bits?
 
 # %%
 folded = ref.profile(networks["vgg_lite"], image)  # batch norms folded: what a board stores
@@ -435,7 +435,8 @@ checks.check("lab00.q8")
 
 # %% [markdown]
 # **Find out.** VGG-lite in int8, weights fetched from DRAM once an image, activations in SRAM. Which share of
-# the energy goes into arithmetic? And if the weights came from SRAM too? Predict both.
+# the energy goes into arithmetic? Predict it, and think about what changes if the weights come from SRAM too:
+# the last line of the output tells.
 
 # %%
 guess = 50
@@ -575,8 +576,9 @@ for name, run in runs.items():
 # ### n1 · Half the width, twice the resolution
 #
 # **Predict** what happens to VGG-lite's MACs when every layer has half its channels and the image has 64 × 64
-# pixels: more, fewer, or the same? **Then measure** with your own function. `models.build` takes a `width`.
-# The measured number is graded, not the guess, and it is an exact one.
+# pixels: more, fewer, or the same? **Then measure** with your own function and set
+# `macs_half_width_double_resolution`. `models.build` takes a `width`. The measured number is graded, not the
+# guess, and it is an exact one.
 
 # %% nbgrader={"grade_id": "n1", "solution": true}
 ### BEGIN SOLUTION

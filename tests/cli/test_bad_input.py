@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -185,6 +186,53 @@ def test_no_compiler_says_what_to_install(tmp_path):
     assert "Traceback" not in result.stderr
     assert "pip install 'tinyml_edu[mcu]'" in result.stderr.strip().splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--json", "--picture"])
+def test_an_output_that_cannot_be_written_is_refused_first(cli, tmp_path, option):
+    (tmp_path / "file").write_text("in the way")
+    assert_clear(cli("plan", MODEL, option, tmp_path), 2, "is a folder")
+    assert_clear(cli("plan", MODEL, option, tmp_path / "file" / "x.png"), 2, "cannot write")
+    assert_clear(cli("plan", MODEL, "--picture", tmp_path / "map.xyz"), 2, ".png")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    """/dev/stdout is what a shell user names to see the JSON; a pipe stands for it here."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tinyml_edu.cli", "data", "list", "--json", "/dev/stdout"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"name": "glyphs32"' in result.stdout
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt", "KWS.TFLITE"])
+def test_files_that_are_not_models_say_what_to_do(cli, name):
+    words = {"net.onnx": ".tflite", "net.pt": "QuantizedModel.save", "KWS.TFLITE": "KWS.TFLITE"}[name]
+    code = 1 if name == "KWS.TFLITE" else 2
+    assert_clear(cli("plan", name), code, words)
+
+
+def test_upper_case_gets_a_suggestion(cli, tmp_path):
+    assert_clear(cli("deploy", MODEL, "--board", "STM32F412", "--out", tmp_path / "o"), 2, "'stm32f412'")
+
+
+def test_a_demo_whose_images_differ_fails(cli, tmp_path, monkeypatch):
+    from tinyml_edu import demo
+
+    step = {"name": "int8", "accuracy": 0.5, "parameters": 1, "macs": 1, "weight_bytes": 1}
+    sizes = {"sram_bytes": {"total": 1}, "flash_bytes": {"total": 1}}
+    deployed = {"accuracy": 0.5, "images_compared": 4, "instructions": 1, "estimated_ms": 1.0, **sizes}
+    for different, code in ((0, 0), (1, 1)):
+        report = {"dataset": "d", "board": "b", "seconds": 1.0, "steps": [step]}
+        report["deployed"] = deployed | {"images_different": different}
+        monkeypatch.setattr(demo, "run", Mock(return_value=report))
+        result = cli("demo", "--out", tmp_path / "o", "--json", tmp_path / "r.json")
+        assert result[0] == code
+        assert (tmp_path / "r.json").exists()
+    assert_clear(result, 1, "1 of 4 images differ")
 
 
 def test_debug_shows_the_traceback(monkeypatch):

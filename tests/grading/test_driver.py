@@ -11,7 +11,7 @@ import pytest
 from tinyml_edu.errors import GradingError
 from tinyml_edu.grading.course import find_course, seeded_rng
 from tinyml_edu.grading.graft import Graft
-from tinyml_edu.grading.process import OUTPUT_CAP, plain_process
+from tinyml_edu.grading.process import OUTPUT_CAP, Finished, plain_process
 from tinyml_edu.grading.scoring import Grader
 
 RIGHT = "def row_means(x):\n    return x.mean(axis=1)\n"
@@ -85,6 +85,16 @@ def test_a_loop_that_swallows_everything_is_ended_from_outside(grade):
         return plain_process(command, folder, timeout_s - 5)
 
     assert "longer than 1 s" in grade("import time\n" + STUBBORN, timeout_s=1.0, launch=impatient).reason
+
+
+def test_a_slow_set_up_is_never_a_score(grade):
+    """The process that never reaches the answer is the grader's fault, not the student's."""
+
+    def stuck(command, folder, timeout_s):
+        return Finished(-9, "", "", True, timeout_s)
+
+    with pytest.raises(GradingError, match="set-up cells take longer"):
+        grade(RIGHT, launch=stuck)
 
 
 def test_text_on_stderr_and_floods_of_output_cost_nothing(grade):

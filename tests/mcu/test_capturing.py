@@ -396,6 +396,26 @@ def test_what_is_not_supported_is_refused_in_one_line(name):
     assert "\n" not in message
 
 
+class Joins(torch.nn.Module):
+    """Calls an operation that takes its tensors in a list."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.conv, self.join = conv(3, 4), join
+
+    def forward(self, x):
+        return self.join([self.conv(x), self.conv(x)])
+
+
+@pytest.mark.parametrize(
+    ("join", "op"),
+    [(lambda p: torch.cat(p, 1), "aten.cat"), (lambda p: torch.stack(p, 1), "aten.stack|cat|unsq")],
+)
+def test_operations_on_lists_of_tensors_are_named(join, op):
+    with pytest.raises(UnsupportedOpError, match=op):
+        mcu.capture(Joins(join), torch.zeros(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     "example", [None, torch.zeros(1, 3, 8, 8, dtype=torch.int64), torch.zeros(3), torch.zeros(0, 3)]
 )

@@ -218,8 +218,16 @@ def test_a_project_builds_and_runs_on_its_own(tmp_path, seed):
     # What an engineer does: make host, feed codes, read codes; and make check under the sanitizers.
     graph = random_network(seed, layers=10)
     write(tmp_path, project(graph))
+    for name, content in cgen.example_files(graph).items():
+        (tmp_path / name).write_bytes(content)
     for target in ("host", "check"):
         subprocess.run(["make", "-s", target, "CC=gcc"], cwd=tmp_path, check=True)
+    # The project's own check must notice an output that is not the network's.
+    expected = bytearray((tmp_path / "example" / "expected.bin").read_bytes())
+    expected[-1] ^= 1
+    (tmp_path / "example" / "expected.bin").write_bytes(expected)
+    failed = subprocess.run(["make", "-s", "check", "CC=gcc"], cwd=tmp_path, capture_output=True, check=False)
+    assert failed.returncode != 0
     x = inputs(graph, 0)
     done = subprocess.run(["build/run"], cwd=tmp_path, input=x.tobytes(), capture_output=True, check=True)
     assert done.stdout == ir.run(graph, x).tobytes()

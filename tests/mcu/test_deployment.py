@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from tinyml_edu.errors import DataError, DoesNotFitError, ToolchainError, Unknow
 from tinyml_edu.ir.graph import Graph, Kind, Quant, Tensor
 from tinyml_edu.mcu import cgen, deployment, elf, planning
 from tinyml_edu.mcu.boards import get_board
-from tinyml_edu.mcu.deployment import STACK_BYTES, Deployment, deploy
+from tinyml_edu.mcu.deployment import STACK_BYTES, Deployment, check_target, deploy
 
 pytestmark = pytest.mark.c
 
 REPORT_KEYS = [
     "model", "board", "core", "requant", "planner", "patch", "macs", "arena_bytes", "lower_bound_bytes",
-    "proven_optimal", "sram_bytes", "flash_bytes", "layers",
+    "proven_optimal", "sram_bytes", "instructions", "estimated_cycles", "estimated_ms", "flash_bytes",
+    "layers",
 ]  # fmt: skip
 ONE_BOARD_A_CORE = ["stm32f412", "stm32f103", "stm32f746", "rp2040"]
 
@@ -172,7 +174,7 @@ def test_too_little_sram_is_refused_to_the_byte(graph, tmp_path):
 
 def test_the_linker_enforces_the_same_sram_budget(graph, tmp_path, monkeypatch):
     board = replace(get_board("stm32f412"), sram_bytes=planning.plan(graph).arena_bytes + STACK_BYTES - 16)
-    monkeypatch.setattr(deployment, "STACK_BYTES", 0)  # the planner's own check passes now ...
+    monkeypatch.setattr(planning, "STACK_BYTES", 0)  # the planner's own check passes now ...
     real = STACK_BYTES
     from tinyml_edu.mcu import toolchain
 
@@ -222,6 +224,45 @@ def test_a_deployment_is_replaced_and_any_other_folder_is_refused(graph, tmp_pat
     with pytest.raises(UsageError, match="is a file"):
         deploy(graph, "stm32f412", other / "chapter1.tex")
     assert (other / "chapter1.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("plan", ["{}", "[]", "not json", None])
+def test_a_foreign_folder_with_a_plan_in_it_is_refused(graph, tmp_path, plan):
+    # A plan.json alone does not make a folder ours; nor does our plan.json cover files added later.
+    out = tmp_path / "net"
+    if plan is None:
+        deploy(graph, "stm32f412", out)
+        (out / "build").mkdir()
+        (out / "build" / "run").write_text("what make builds is ours")
+        check_target(out)
+    else:
+        out.mkdir()
+        (out / "plan.json").write_text(plan)
+    (out / "src").mkdir()
+    (out / "src" / "main.c").write_text("int main(void);")
+    with pytest.raises(UsageError, match=r"holds other files"):
+        deploy(graph, "rp2040", out)
+    assert (out / "src" / "main.c").read_text() == "int main(void);"
+
+
+def test_the_current_folder_is_refused_before_any_work(tmp_path, graph, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="the folder that you are in"):
+        deploy(graph, "stm32f412", ".")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_deployment_stays_a_link(graph, tmp_path):
+    deploy(graph, "stm32f412", tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    deploy(graph, "rp2040", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Deployment.load(tmp_path / "real").report["board"] == "rp2040"
+
+
+def test_anything_but_a_graph_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"pass quantized\.graph"):
+        deploy(SimpleNamespace(graph=None), "stm32f412", tmp_path / "net")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 99, "version": "9"}'])

@@ -263,7 +263,7 @@ def test_plans_repeat_exactly():
 
 
 def test_a_network_that_does_not_fit_is_refused_with_the_missing_bytes_and_the_tensors():
-    board = SimpleNamespace(name="tiny", sram_bytes=2048)
+    board = SimpleNamespace(name="tiny", sram_bytes=2048 + planning.STACK_BYTES)
     with pytest.raises(DoesNotFitError) as caught:
         plan(chain(1024, 1600, 16), board)
     message = str(caught.value)

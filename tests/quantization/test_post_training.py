@@ -355,3 +355,17 @@ def test_relu6_uses_all_codes_up_to_six():
 
 def test_the_package_exports_its_public_names():
     assert {"QuantConfig", "QuantizedModel", "affine_params", "quantize"} <= set(dir(quantization))
+
+
+@pytest.mark.parametrize(
+    ("model", "calibration", "words"),
+    [
+        ("resnet8", np.zeros((1, 8, 8, 3), np.float32), "zoo.load"),
+        (torch.nn.Identity(), np.zeros((0, 8, 8, 3), np.float32), "calibration set is empty"),
+        (torch.nn.Identity(), [1, 2], "calibration is list"),
+        (torch.nn.Identity(), None, "calibration=train.x"),
+    ],
+)
+def test_what_cannot_be_quantized_is_a_usage_error(model, calibration, words):
+    with pytest.raises(UsageError, match=words):
+        quantize(model, calibration=calibration)

@@ -1,24 +1,16 @@
-"""Lab 0, efficiency metrics: the questions, how each runs a student's function, and how it is judged.
-
-The truth in every judge is a closed form over the inputs, so that it shares no code with the library's
-counters nor with a student's answer.
-"""
+"""Lab 0, efficiency metrics: the questions, their visible inputs, and how each runs a student's function."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 
-from .compare import all_of, close, true
-from .protocol import Arrays, Lab, Namespace, Question, Verdict, numeric
+from . import lab00_judges as judges
+from .protocol import Arrays, Lab, Namespace, Question, numeric
 
-# Answers of a handful of double operations: each rounds by at most 2^-53, so 1e-12 leaves a wide margin
-# for another order of the same operations and none for another formula.
-RTOL = 1e-12
-DTYPES = ("int8", "float16", "float32")
+DTYPES = tuple(judges.MAC_PJ)
 
 
 def _number(value: Any) -> np.ndarray:
@@ -58,27 +50,6 @@ def _q1_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     if frozen:
         layers[0].requires_grad_(False)
     return {"parameters": _number(namespace["count_parameters"](model))}
-
-
-def _q1_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    bias, frozen, shared = (int(flag) for flag in arrays["bias_frozen_shared"])
-    pairs = list(itertools.pairwise(arrays["channels"].tolist()))
-    area = int(arrays["kernel"]) ** 2
-    convolutions = [i * o * area + bias * o for i, o in pairs]
-    outs, features = sum(o for _, o in pairs), int(arrays["channels"][-1])
-    linear = features * features + features
-    total = sum(convolutions) + 2 * outs + linear * (1 if shared else 2)
-    mistakes = {
-        # A batch norm has a running mean and variance for each channel, and one step counter.
-        "buffers are counted too: a batch norm's running statistics are not parameters": total
-        + 2 * outs
-        + len(pairs),
-    }
-    if frozen:
-        mistakes["frozen parameters are left out; they must be stored all the same"] = total - convolutions[0]
-    if shared:
-        mistakes["a layer that stands twice in the model is stored once"] = total + linear
-    return close(outputs["parameters"], total, name="count_parameters(model)", mistakes=mistakes)
 
 
 # q2: conv2d_macs(layer, height, width)
@@ -127,39 +98,6 @@ def _q2_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
         dilation=pair["dilation"], groups=int(arrays["groups"]), bias=bool(arrays["bias"]),
     )  # fmt: skip
     return {"macs": _number(namespace["conv2d_macs"](layer, *pair["size"]))}
-
-
-def _q2_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    (i, o), (h, w) = arrays["channels"].tolist(), arrays["size"].tolist()
-    (kh, kw), (sh, sw) = arrays["kernel"].tolist(), arrays["stride"].tolist()
-    (ph, pw), (dh, dw) = arrays["padding"].tolist(), arrays["dilation"].tolist()
-    groups = int(arrays["groups"])
-
-    def out(n: int, k: int, s: int, p: int, d: int) -> int:
-        return (n + 2 * p - d * (k - 1) - 1) // s + 1
-
-    pixels = out(h, kh, sh, ph, dh) * out(w, kw, sw, pw, dw)
-    products = i // groups * kh * kw
-    macs = o * pixels * products
-    mistakes = {
-        "the bias is counted as a MAC": macs + o * pixels,
-        "groups are ignored: each output reads C_in / groups channels": macs * groups,
-        "the sums run over input pixels; count one for each output pixel": o * h * w * products,
-        "padding is added on one side only": o
-        * products
-        * ((h + ph - dh * (kh - 1) - 1) // sh + 1)
-        * ((w + pw - dw * (kw - 1) - 1) // sw + 1),
-        "dilation is ignored: a dilated kernel covers d * (k - 1) + 1 pixels": o
-        * products
-        * out(h, kh, sh, ph, 1)
-        * out(w, kw, sw, pw, 1),
-        "the output is not square: height and width have their own kernel, stride and padding": o
-        * products
-        * out(h, kh, sh, ph, dh) ** 2,
-        "these are FLOP, twice the MACs": 2 * macs,
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != macs}
-    return close(outputs["macs"], macs, name="conv2d_macs(layer, height, width)", mistakes=wrong_ones)
 
 
 # q3: model_macs(model, example)
@@ -223,40 +161,6 @@ def _q3_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     }
 
 
-def _q3_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    width, batch, repeats = arrays["width_batch_repeats"].tolist()
-    h, w = ((int(n) - 1) // 2 + 1 for n in arrays["size"])  # kernel 3, stride 2, padding 1
-    pixels = h * w
-    stem, pair = pixels * width * 27, pixels * width * (9 + width)
-    head = 5 * width * (pixels if arrays["per_token"] else 1)
-    macs = stem + repeats * pair + head
-    mistakes = {
-        "the whole batch is counted; count one image": macs * batch,
-        "the linear layer counts the whole batch; run example[:1]": macs + head * (batch - 1),
-        "a layer that runs several times counts each time": stem + pair + head,
-        "a linear layer that is applied to many vectors costs in * out for each": stem
-        + repeats * pair
-        + 5 * width,
-        "linear layers are left out": macs - head,
-        "depthwise layers are counted as dense ones": macs + repeats * pixels * width * 9 * (width - 1),
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != macs}
-    return all_of(
-        close(outputs["macs"], macs, name="model_macs(model, example)", mistakes=wrong_ones),
-        true(int(outputs["hooks"]) == 0, "a hook is left on the model", look_at="call handle.remove()"),
-        true(
-            int(outputs["batches_seen"]) == 0,
-            "a batch norm has updated its running statistics",
-            look_at="run the model in eval mode",
-        ),
-        true(
-            bool(np.all(outputs["training"])),
-            "the model came in train mode and is left in eval mode",
-            look_at="model.train(was_training) at the end",
-        ),
-    )
-
-
 # q4: weight_bytes(counts, bits)
 
 
@@ -275,21 +179,6 @@ def _q4_visible(rng: np.random.Generator) -> Arrays:
 
 def _q4_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     return {"bytes": _number(namespace["weight_bytes"](arrays["counts"].tolist(), arrays["bits"].tolist()))}
-
-
-def _q4_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    each = arrays["counts"].astype(np.int64) * arrays["bits"]
-    size = int(np.sum((each + 7) // 8))
-    mistakes = {
-        "a last byte that is not full is dropped; round up": int(np.sum(each // 8)),
-        "rounding happens once over all tensors; each tensor starts at a new byte": math.ceil(each.sum() / 8),
-        "these are bits": int(each.sum()),
-        "every element is rounded up to whole bytes; codes below 8 bits are packed": int(
-            np.sum(arrays["counts"] * ((arrays["bits"] + 7) // 8))
-        ),
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != size}
-    return close(outputs["bytes"], size, name="weight_bytes(counts, bits)", mistakes=wrong_ones)
 
 
 # q5: peak_activation_bytes(schedule, sizes, outputs)
@@ -319,40 +208,6 @@ def _named(arrays: Arrays) -> tuple[list[tuple[str, list[str]]], dict[str, int],
 
 def _q5_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     return {"peak": _number(namespace["peak_activation_bytes"](*_named(arrays)))}
-
-
-def _alive(arrays: Arrays, step: int, *, long_reads: bool = True, keep_outputs: bool = True) -> int:
-    """Bytes that exist during ``step``, found by asking of each tensor whether it is still needed."""
-    steps = [[n for n in row if n >= 0] for row in arrays["steps"].tolist()]
-    total = 0
-    for n, size in enumerate(arrays["sizes"].tolist()):
-        written = next((i for i, row in enumerate(steps) if row[0] == n), 0)
-        reads = [i for i, row in enumerate(steps) if n in row[1:]]
-        last = (max(reads) if long_reads else min(reads)) if reads else written
-        if keep_outputs and n in arrays["outputs"]:
-            last = len(steps) - 1
-        total += size if written <= step <= last else 0
-    return total
-
-
-def _q5_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    steps, sizes = arrays["steps"], arrays["sizes"]
-    peak = max(_alive(arrays, step) for step in range(len(steps)))
-    reads = [[n for n in row if n >= 0] for row in steps.tolist()]
-    mistakes = {
-        "this is the sum of all tensors; memory is used again when a tensor is dead": int(sizes.sum()),
-        "this is the largest single tensor; a step needs its inputs and its output at once": int(sizes.max()),
-        "this looks at the inputs and the output of one step; a tensor that a later step reads waits in "
-        "memory too": max(int(sizes[list(set(row))].sum()) for row in reads),
-        "a tensor with two readers dies at the first": max(
-            _alive(arrays, step, long_reads=False) for step in range(len(steps))
-        ),
-        "an output of the network must stay until the end": max(
-            _alive(arrays, step, keep_outputs=False) for step in range(len(steps))
-        ),
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != peak}
-    return close(outputs["peak"], peak, name="peak_activation_bytes(...)", mistakes=wrong_ones)
 
 
 # q6: measure_latency(call, warmup, repeats, clock)
@@ -386,32 +241,6 @@ def _q6_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     return {"latency_ms": np.asarray(result, np.float64), "calls": np.array(calls[0])}
 
 
-def _q6_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    durations, warmup = 1e3 * arrays["durations_s"], int(arrays["warmup"])
-    kept = durations[warmup:]
-
-    def three(values: np.ndarray) -> np.ndarray:
-        return np.quantile(values, [0.5, 0.25, 0.75])
-
-    want = three(kept)
-    mistakes = {
-        "the first value is the mean of the runs; use the median": np.array([kept.mean(), *want[1:]]),
-        "the warm-up runs are among the samples": three(durations),
-        "these are seconds": want / 1e3,
-        "the order is (median, first quartile, third quartile)": np.sort(want),
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if not np.array_equal(value, want)}
-    calls = int(outputs["calls"])
-    return all_of(
-        true(
-            calls == len(durations),
-            f"call() ran {calls} times, expected warmup + repeats = {len(durations)}",
-            look_at="first warmup runs that are not timed, then repeats runs that are",
-        ),
-        close(outputs["latency_ms"], want, rtol=RTOL, name="measure_latency(...)", mistakes=wrong_ones),
-    )
-
-
 # q7: arithmetic_intensity(macs, bytes_moved), attainable_gflops(intensity, peak_gflops, bandwidth_gbs)
 
 
@@ -442,33 +271,7 @@ def _q7_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     }
 
 
-def _q7_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    macs, moved, peak, bandwidth = (value.item() for value in arrays.values())
-    intensity = 2 * macs / moved
-    attainable = min(peak, intensity * bandwidth)
-    first = close(
-        outputs["intensity"],
-        intensity,
-        rtol=RTOL,
-        name="arithmetic_intensity(macs, bytes_moved)",
-        mistakes={
-            "upside down: intensity is operations for each byte": moved / (2 * macs),
-            "one MAC is two operations, a multiplication and an addition": macs / moved,
-        },
-    )
-    second = close(
-        outputs["attainable"],
-        attainable,
-        rtol=RTOL,
-        name="attainable_gflops(intensity, peak_gflops, bandwidth_gbs)",
-        mistakes={"both ceilings hold: the lower one counts": max(peak, intensity * bandwidth)},
-    )
-    return all_of(first, second)
-
-
 # q8: inference_energy_uj(macs, dram_bytes, sram_bytes, dtype)
-
-_TABLE = {"int8": 0.2 + 0.1, "float16": 1.1 + 0.4, "float32": 3.7 + 0.9}
 
 
 def energy_case(macs: int, dram_bytes: int, sram_bytes: int, dtype: str) -> Arrays:
@@ -494,48 +297,6 @@ def _q8_drive(namespace: Namespace, arrays: Arrays) -> Arrays:
     return {"energy_uj": _number(energy)}
 
 
-def _q8_judge(arrays: Arrays, outputs: Arrays) -> Verdict:
-    macs, dram, sram = arrays["macs_dram_sram"].tolist()
-    dtype = DTYPES[int(arrays["dtype"])]
-
-    def energy(mac_pj: float, dram_words: float, sram_words: float) -> float:
-        return (macs * mac_pj + dram_words * 640.0 + sram_words * 5.0) * 1e-6
-
-    want = energy(_TABLE[dtype], dram / 4, sram / 4)
-    mistakes = {
-        "DRAM and SRAM are swapped": energy(_TABLE[dtype], sram / 4, dram / 4),
-        "the table prices a 32-bit word; bytes are counted as words": energy(_TABLE[dtype], dram, sram),
-        "these are picojoules": want * 1e6,
-        "an int8 product is added to a 32-bit accumulator": energy(0.2 + 0.03, dram / 4, sram / 4),
-        "float32 arithmetic is charged whatever the dtype": energy(_TABLE["float32"], dram / 4, sram / 4),
-    }
-    wrong_ones = {phrase: value for phrase, value in mistakes.items() if value != want}
-    return close(outputs["energy_uj"], want, rtol=RTOL, name="inference_energy_uj(...)", mistakes=wrong_ones)
-
-
-# n1, n2: numbers that the notebook measures and the judge recomputes
-
-
-def truth_n1() -> float:
-    """MACs of VGG-lite at half the width and twice the resolution."""
-    import torch
-
-    from .. import models
-    from ..profile import model_macs
-
-    return float(model_macs(models.build("vgg_lite", classes=10, width=0.5), torch.zeros(1, 3, 64, 64)))
-
-
-def truth_n2() -> float:
-    """Peak of live int8 activations of ResNet-8 on a 32 by 32 image."""
-    import torch
-
-    from .. import models
-    from ..profile import profile
-
-    return float(profile(models.build("resnet8", classes=10), torch.zeros(1, 3, 32, 32)).peak_bytes("int8"))
-
-
 LAB = Lab(
     id="lab00",
     title="Efficiency metrics",
@@ -543,44 +304,44 @@ LAB = Lab(
     questions=(
         Question(
             "q1", "count the parameters", 8, ("count_parameters",),
-            inputs=(_q1_visible_small, _q1_visible), drive=_q1_drive, judge=_q1_judge,
+            inputs=(_q1_visible_small, _q1_visible), drive=_q1_drive, judge=judges.q1,
         ),
         Question(
             "q2", "MACs of a convolution", 12, ("conv2d_macs",),
-            inputs=(_q2_visible_small, _q2_visible, _q2_visible_groups), drive=_q2_drive, judge=_q2_judge,
+            inputs=(_q2_visible_small, _q2_visible, _q2_visible_groups), drive=_q2_drive, judge=judges.q2,
         ),
         Question(
             "q3", "MACs of a model", 12, ("model_macs",), ("conv2d_macs",),
-            inputs=(_q3_visible_small, _q3_visible), drive=_q3_drive, judge=_q3_judge,
+            inputs=(_q3_visible_small, _q3_visible), drive=_q3_drive, judge=judges.q3,
         ),
         Question(
             "q4", "bytes of the weights", 8, ("weight_bytes",),
-            inputs=(_q4_visible_small, _q4_visible), drive=_q4_drive, judge=_q4_judge,
+            inputs=(_q4_visible_small, _q4_visible), drive=_q4_drive, judge=judges.q4,
         ),
         Question(
             "q5", "peak activation memory", 14, ("peak_activation_bytes",),
-            inputs=(_q5_visible_small, _q5_visible_residual), drive=_q5_drive, judge=_q5_judge,
+            inputs=(_q5_visible_small, _q5_visible_residual), drive=_q5_drive, judge=judges.q5,
         ),
         Question(
             "q6", "an honest stopwatch", 12, ("measure_latency",),
-            inputs=(_q6_visible_small, _q6_visible), drive=_q6_drive, judge=_q6_judge,
+            inputs=(_q6_visible_small, _q6_visible), drive=_q6_drive, judge=judges.q6,
         ),
         Question(
             "q7", "intensity and roofline", 8, ("arithmetic_intensity", "attainable_gflops"),
-            inputs=(_q7_visible_memory, _q7_visible_compute), drive=_q7_drive, judge=_q7_judge,
+            inputs=(_q7_visible_memory, _q7_visible_compute), drive=_q7_drive, judge=judges.q7,
         ),
         Question(
             "q8", "energy of an inference", 8, ("inference_energy_uj",),
-            inputs=(_q8_visible_small, _q8_visible), drive=_q8_drive, judge=_q8_judge,
+            inputs=(_q8_visible_small, _q8_visible), drive=_q8_drive, judge=judges.q8,
         ),
         numeric(
             "n1", "half the width, twice the resolution", 4, name="macs_half_width_double_resolution",
-            truth=truth_n1, uses=("conv2d_macs", "model_macs"), unit="MACs",
+            truth=judges.truth_n1, uses=("conv2d_macs", "model_macs"), unit="MACs",
             look_at="call model_macs on the network with width=0.5 and an example of 64 by 64 pixels",
         ),
         numeric(
             "n2", "peak memory of ResNet-8", 4, name="resnet8_peak_int8_bytes",
-            truth=truth_n2, uses=("peak_activation_bytes",), unit="bytes",
+            truth=judges.truth_n2, uses=("peak_activation_bytes",), unit="bytes",
             look_at="one int8 activation is one byte; schedule_of gives sizes in elements",
         ),
         Question("w1", "why fewer MACs can be slower", 5, kind="written"),

@@ -217,7 +217,7 @@ def numeric(
         if abs(got - want) <= atol + rtol * abs(want):
             return PASS
         size = "not a number" if np.isnan(got) else "too large" if got > want else "too small"
-        return wrong(f"{name} = {got:g}{unit and ' ' + unit} is {size}", look_at=look_at)
+        return wrong(f"{name} = {got:,.10g}{unit and ' ' + unit} is {size}", look_at=look_at)
 
     return Question(id, title, points, provides=(name,), uses=uses, drive=drive, judge=judge, kind="numeric")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import DataError
-from .output import JsonOption, console, table, write_json
+from ..errors import DataError, UsageError
+from .output import JsonOption, check_output, console, table, write_json, write_output
 from .resolve import MODEL_HELP, resolve_graph
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -35,6 +36,7 @@ def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
     """
     from ..profile import profile as profile_graph
 
+    check_output(json_file)
     report = profile_graph(resolve_graph(model))
     values = report.to_dict()
     table(
@@ -65,6 +67,10 @@ def plan(
     """
     from ..mcu import planning
 
+    check_output(json_file)
+    check_output(picture)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UsageError(f"--picture writes PNG; name a file that ends in .png, not {picture.name}")
     graph = resolve_graph(model)
     plans = {name: planning.plan(graph, planner=name) for name in planning.PLANNERS}
     best = min(plans.values(), key=lambda p: p.arena_bytes)
@@ -79,7 +85,7 @@ def plan(
     if picture is not None:
         from .. import plots
 
-        plots.memory_map(best).savefig(picture, dpi=120)
+        write_output(picture, plots.to_png(plots.memory_map(best)))
         console().print(f"memory map: {picture}")
     write_json(
         json_file,
@@ -114,6 +120,9 @@ def deploy(
     """
     from .. import mcu
 
+    check_output(json_file)
+    mcu.get_board(board)
+    mcu.deployment.check_target(out)
     deployment = mcu.deploy(
         resolve_graph(model),
         board,
@@ -145,7 +154,8 @@ def deploy(
     )
     console().print(
         f"arena {report['arena_bytes']:,} B, lower bound {report['lower_bound_bytes']:,} B; "
-        f"{sum(r['instructions'] for r in report['layers']):,} instructions in the layers; project in {out}"
+        f"{report['instructions']:,} instructions an inference, about {report['estimated_ms']:.1f} ms.  "
+        f"Project in {out}"
     )
     write_json(json_file, report)
 
@@ -177,9 +187,11 @@ def run(
     """
     from ..mcu import Deployment
 
+    check_output(output_file)
+    check_output(json_file)
     result = Deployment.load(directory).run(_read_array(input_file), target="emulate" if emulate else "host")
     if output_file is not None:
-        _write_array(output_file, result.outputs)
+        write_output(output_file, _npy(result.outputs))
     values = {
         "instructions": result.instructions,
         "estimated_cycles": result.estimated_cycles,
@@ -205,16 +217,17 @@ def _read_array(path: Path):  # type: ignore[no-untyped-def]
     except FileNotFoundError as error:
         raise DataError(f"no file {path}; save the input with numpy.save") from error
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not a .npy array; save the input with numpy.save") from error
+        objects = "Object arrays" in str(error)
+        what = "holds Python objects, not numbers" if objects else "is not a .npy array"
+        raise DataError(f"{path} {what}; save an array of int8 or float32 with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} holds several arrays; save one with numpy.save")
     return array
 
 
-def _write_array(path: Path, array) -> None:  # type: ignore[no-untyped-def]
+def _npy(array) -> bytes:  # type: ignore[no-untyped-def]
     import numpy as np
 
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GradingError
-from .output import JsonOption, console, table, write_json
+from .output import JsonOption, check_output, console, table, write_json
 
 lab_app = typer.Typer(help="Labs: list, open, check your work.", no_args_is_help=True)
 grade_app = typer.Typer(help="For instructors: grade submissions, prove a lab.", no_args_is_help=True)
@@ -106,6 +106,8 @@ def grade_run(
     """
     from ..grading import labs, runner
 
+    check_output(csv_file)
+    check_output(json_file)
     records = runner.run(
         labs.find(lab),
         submissions,
@@ -133,7 +135,8 @@ def grade_prove(lab: LabArgument, course: CourseOption = None, json_file: JsonOp
     """
     from ..grading import labs, prove
 
-    report = prove.prove(labs.find(lab), course=course)
+    check_output(json_file)
+    report = prove.prove(labs.find(lab), course=course, progress=console().print)
     table(
         f"{lab}: five runs", ["what", "value"], [[k, _short(v)] for k, v in report.items() if k != "details"]
     )

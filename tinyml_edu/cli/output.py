@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from .._files import write_atomically
+from ..errors import UsageError
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers to FILE as JSON.")
@@ -50,18 +52,34 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def write_json(path: Path | None, value: Any) -> None:
-    """Write ``value`` to ``path`` in one step, so that a reader never sees half a file."""
+def check_output(path: Path | None) -> None:
+    """Refuse an output file that cannot be written, before the work that would be lost.
+
+    Raises
+    ------
+    UsageError
+        If ``path`` is a folder, or lies where no folder can be made.
+    """
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it")
+    above = next(p for p in path.resolve().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(
+            f"cannot write {path}: {above} is not a folder that you may write to; name another place"
+        )
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a device such as /dev/stdout is written to, not replaced."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+    else:
+        write_atomically(path.resolve(), content)
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write ``value`` to ``path`` as JSON, unless ``path`` is None."""
+    if path is not None:
+        write_output(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())

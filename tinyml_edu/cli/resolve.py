@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError, UnknownNameError
+from ..errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from ..ir import Graph
 
 CALIBRATION_IMAGES = 256
+_PYTORCH = "capture and quantize the network in Python, then QuantizedModel.save(...) a .safetensors file"
+UNREADABLE = {
+    ".onnx": "export the network as an int8 .tflite file",
+    ".h5": "convert the network to an int8 .tflite file",
+    **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt"), _PYTORCH),
+}
 MODEL_HELP = "A zoo name (`tinyml zoo list`), a .tflite file, or a .safetensors file saved by tinyml_edu."
 
 
@@ -19,9 +25,12 @@ def resolve_graph(model: str) -> Graph:
     from .. import ir, zoo
 
     path = Path(model)
-    if path.suffix == ".tflite":
+    suffix = path.suffix.lower()
+    if suffix == ".tflite":
         return ir.read_tflite(path)
-    if path.suffix == ".safetensors":
+    if suffix in UNREADABLE:
+        raise UsageError(f"{suffix} files such as {path.name} cannot be read; {UNREADABLE[suffix]}")
+    if suffix == ".safetensors":
         if not path.is_file():
             raise DataError(f"no file {path}; give the path of a checkpoint that QuantizedModel.save wrote")
         from ..quantization import QuantizedModel

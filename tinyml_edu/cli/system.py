@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, console, table, write_json
+from ..errors import TinyMLError
+from .output import JsonOption, check_output, console, table, write_json
 
 
 def demo(
@@ -32,6 +33,7 @@ def demo(
     """
     from .. import demo as demonstration
 
+    check_output(json_file)
     report = demonstration.run(data, board, out, images=images, say=console().print)
     table(
         f"{report['dataset']} → {report['board']}",
@@ -54,6 +56,11 @@ def demo(
     )
     console().print(f"{report['seconds']:.0f} s; C project, firmware and plots in {out}")
     write_json(json_file, report)
+    if deployed["images_different"]:
+        raise TinyMLError(
+            f"{deployed['images_different']} of {deployed['images_compared']} images differ between NumPy, "
+            "host C and firmware; a defect of the compiler: please report it with the folder of the demo"
+        )
 
 
 def doctor(json_file: JsonOption = None) -> None:
@@ -91,7 +98,6 @@ def _module_rows() -> list[list[str]]:
 
 def _program_rows() -> list[list[str]]:
     wanted = {
-        "bwrap": "grading in a sandbox (Debian: bubblewrap)",
         "qemu-system-arm": "cross-check of instruction counts (optional)",
         "arm-none-eabi-gcc": "a second Cortex-M compiler (optional)",
     }

@@ -57,6 +57,11 @@ def parameters(size: int, *, split: str, classes: int, seed: int) -> tuple[np.nd
         float64 (size, 40) in [0, 1).
     """
     rng = np.random.default_rng([seed, _STREAMS[split], classes])
+    return balanced_draws(rng, size, classes)
+
+
+def balanced_draws(rng: np.random.Generator, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels int64 (size,), every class once in each run of ``classes``, and uniforms (size, 40)."""
     blocks = -(-size // classes)
     u = rng.random((blocks * classes, _COLUMNS))
     labels = u[:, 0].reshape(blocks, classes).argsort(axis=1).reshape(-1)

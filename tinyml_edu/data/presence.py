@@ -13,14 +13,13 @@ from PIL import Image, ImageDraw
 
 from ..errors import UsageError
 from . import rendering
-from .glyphs import ALL
+from .glyphs import ALL, balanced_draws
 from .rendering import FONTS, MASK_PIXELS
 
 VERSION = 1
 """Raised whenever the same call gives other images."""
 
 _STREAMS = {"train": 10, "validation": 11, "test": 12}
-_COLUMNS = 40
 _SIDE = 192  # rendered at twice the size and averaged
 _BATCH = 100
 
@@ -33,10 +32,7 @@ def class_names() -> tuple[str, ...]:
 def parameters(size: int, *, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return labels int64 (size,) and uniform numbers (size, 40); each pair of scenes has both labels."""
     rng = np.random.default_rng([seed, _STREAMS[split]])
-    pairs = -(-size // 2)
-    u = rng.random((pairs * 2, _COLUMNS))
-    labels = u[:, 0].reshape(pairs, 2).argsort(axis=1).reshape(-1)
-    return labels[:size].astype(np.int64), u[:size]
+    return balanced_draws(rng, size, 2)
 
 
 def make(*, split: str, size: int, difficulty: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -83,20 +83,23 @@ def graft(master: Master, cells: list[Cell], lab: Lab) -> Graft:
     the names that the cell defines, and for prose the cell before.
     """
     result = Graft()
+    happened: dict[str, list[str]] = {}  # what was noted, and of which answers: one note a kind
     used: list[int] = []
     for cell in master.answers:
         answer_id = grade_id(cell)
         how, found = _search(master, cell, cells, lab)
         if not found:
-            result.notes.append(f"{answer_id}: answer cell not found")
+            happened.setdefault("answer cell not found", []).append(answer_id)
             continue
         chosen = _last_changed(found, source(cell))
         used += [i for i, other in enumerate(cells) if any(other is one for one in found)]
         result.answers[answer_id] = source(chosen)
         if how:
-            result.notes.append(f"{answer_id}: found by {how}; its nbgrader metadata is lost")
+            happened.setdefault(f"found by {how}; nbgrader's metadata is lost", []).append(answer_id)
         if len(found) > 1:
-            result.notes.append(f"{answer_id}: {len(found)} copies; the last changed one is graded")
+            kind = f"{len(found)} copies; the last changed one is graded"
+            happened.setdefault(kind, []).append(answer_id)
+    result.notes += [f"{', '.join(ids)}: {what}" for what, ids in happened.items()]
     for index, other in enumerate(cells):
         if index not in used and other.get("cell_type") == "code":
             result.elsewhere |= defined_names(source(other))

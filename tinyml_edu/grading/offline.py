@@ -18,20 +18,26 @@ PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"
 
 # Runs before the notebook: Python code reaches this machine only.  Programs that it starts meet a dead proxy.
 GUARD = """
+import errno as _errno
 import socket as _socket
 
-def _refuse(self, address, _connect=_socket.socket.connect):
-    local = not isinstance(address, tuple) or str(address[0]) in ("127.0.0.1", "::1", "localhost")
-    if not local:
+def _is_local(address):
+    return not isinstance(address, tuple) or str(address[0]) in ("127.0.0.1", "::1", "localhost")
+
+def _connect(self, address, _real=_socket.socket.connect):
+    if not _is_local(address):
         raise OSError(f"no network: this run is offline ({address[0]})")
-    return _connect(self, address)
+    return _real(self, address)
+
+def _connect_ex(self, address, _real=_socket.socket.connect_ex):
+    return _real(self, address) if _is_local(address) else _errno.ENETUNREACH
 
 def _unknown(host, *rest, _lookup=_socket.getaddrinfo, **more):
     if host not in (None, "127.0.0.1", "::1", "localhost"):
         raise _socket.gaierror(f"no network: this run is offline ({host})")
     return _lookup(host, *rest, **more)
 
-_socket.socket.connect = _socket.socket.connect_ex = _refuse
+_socket.socket.connect, _socket.socket.connect_ex = _connect, _connect_ex
 _socket.getaddrinfo = _unknown
 """
 

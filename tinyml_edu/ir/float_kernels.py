@@ -73,25 +73,16 @@ def add(x1: np.ndarray, x2: np.ndarray, *, attrs: Add, out_shape: tuple[int, ...
 
 def average_pool2d(x: np.ndarray, *, attrs: Pool2D, out_shape: tuple[int, ...]) -> np.ndarray:
     """AVERAGE_POOL_2D; padding is left out of the count."""
-    total = _pool(x, attrs, out_shape, np.add, 0)
-    count = _pool(np.ones((1, *x.shape[1:3], 1), np.float32), attrs, (1, *out_shape[1:3], 1), np.add, 0)
+    slide = Slide.of(attrs, attrs.kernel, out_shape)
+    total = slide.reduce(x, np.add, 0)
+    count = slide.reduce(np.ones((1, *x.shape[1:3], 1), np.float32), np.add, 0)
     return activate(total / count, attrs.activation)
 
 
 def max_pool2d(x: np.ndarray, *, attrs: Pool2D, out_shape: tuple[int, ...]) -> np.ndarray:
     """MAX_POOL_2D; padding never wins."""
-    return activate(_pool(x, attrs, out_shape, np.maximum, -np.inf), attrs.activation)
-
-
-def _pool(
-    x: np.ndarray, attrs: Pool2D, out_shape: tuple[int, ...], reduce: np.ufunc, fill: float
-) -> np.ndarray:
-    """Reduce each pooling window of ``x`` with ``reduce``; ``fill`` stands in for the padding."""
-    slide = Slide.of(attrs, attrs.kernel, out_shape)
-    result = np.full(out_shape, fill, np.float32)
-    for _, _, view in slide.taps(slide.frame(x, fill)):
-        reduce(result, view, out=result)
-    return result
+    best = Slide.of(attrs, attrs.kernel, out_shape).reduce(x, np.maximum, -np.inf)
+    return activate(best, attrs.activation)
 
 
 def mean(x: np.ndarray, *, attrs: Mean, out_shape: tuple[int, ...]) -> np.ndarray:

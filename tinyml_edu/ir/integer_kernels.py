@@ -33,6 +33,12 @@ def _finish(scaled: np.ndarray, params: ConvParams | AddParams | MeanParams) -> 
     return np.clip(scaled + params.y_zp, params.y_min, params.y_max).astype(np.int8)
 
 
+def _codes(acc: np.ndarray, bias: np.ndarray | None, params: ConvParams, requant: str) -> np.ndarray:
+    """Return the int8 codes of the sums ``acc`` (..., O), to which ``bias`` int32 (O,) is added in place."""
+    acc += 0 if bias is None else bias
+    return _finish(_requant(acc, params.multiplier, params.exponent, requant), params)
+
+
 def _matmul_dtype(w: np.ndarray, axis: int | tuple[int, ...]) -> type:
     """Return the float type in which ``sum (x - x_zp) * w`` over ``axis`` is exact; |x - x_zp| <= 255."""
     worst = 255 * int(np.abs(w.astype(np.int64)).sum(axis=axis).max(initial=0))
@@ -58,10 +64,7 @@ def conv2d(
         # Padding stands for real 0, which is the number 0 once the zero point is taken off.
         frame = slide.frame(x[part].astype(dtype) - dtype(params.x_zp))
         acc = (slide.im2col(frame) @ matrix).astype(np.int64)
-        acc += 0 if bias is None else bias
-        y[part] = _finish(_requant(acc, params.multiplier, params.exponent, requant), params).reshape(
-            y[part].shape
-        )
+        y[part] = _codes(acc, bias, params, requant).reshape(y[part].shape)
     return y
 
 
@@ -86,8 +89,7 @@ def depthwise_conv2d(
         acc = np.zeros(y[part].shape, np.int32)
         for ky, kx, view in slide.taps(frame):
             acc += view * weights[ky, kx]
-        acc += 0 if bias is None else bias
-        y[part] = _finish(_requant(acc, params.multiplier, params.exponent, requant), params)
+        y[part] = _codes(acc, bias, params, requant)
     return y
 
 
@@ -107,8 +109,7 @@ def fully_connected(
     """
     dtype = _matmul_dtype(w, 1)
     acc = ((x.astype(dtype) - dtype(params.x_zp)) @ w.T.astype(dtype)).astype(np.int64)
-    acc += 0 if bias is None else bias
-    return _finish(requant_single(acc, params.multiplier, params.exponent), params).reshape(out_shape)
+    return _codes(acc, bias, params, "fast").reshape(out_shape)
 
 
 def add(
@@ -135,8 +136,9 @@ def average_pool2d(
     requant: str = "exact",
 ) -> np.ndarray:
     """AVERAGE_POOL_2D of int8 codes, padding left out of the count, rounded half away from zero."""
-    total = _pool(x.astype(np.int32), attrs, out_shape, np.add, 0)
-    count = _pool(np.ones((1, *x.shape[1:3], 1), np.int32), attrs, (1, *out_shape[1:3], 1), np.add, 0)
+    slide = Slide.of(attrs, attrs.kernel, out_shape)
+    total = slide.reduce(x.astype(np.int32), np.add, 0)
+    count = slide.reduce(np.ones((1, *x.shape[1:3], 1), np.int32), np.add, 0)
     mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
     return np.clip(mean, params.y_min, params.y_max).astype(np.int8)
 
@@ -150,19 +152,8 @@ def max_pool2d(
     requant: str = "exact",
 ) -> np.ndarray:
     """MAX_POOL_2D of int8 codes; padding never wins."""
-    best = _pool(x, attrs, out_shape, np.maximum, INT8_MIN)
+    best = Slide.of(attrs, attrs.kernel, out_shape).reduce(x, np.maximum, INT8_MIN)
     return np.clip(best, params.y_min, params.y_max)
-
-
-def _pool(
-    x: np.ndarray, attrs: Pool2D, out_shape: tuple[int, ...], reduce: np.ufunc, fill: int
-) -> np.ndarray:
-    """Reduce each pooling window of ``x`` with ``reduce``; ``fill`` stands in for the padding."""
-    slide = Slide.of(attrs, attrs.kernel, out_shape)
-    result = np.full(out_shape, fill, x.dtype)
-    for _, _, view in slide.taps(slide.frame(x, fill)):
-        reduce(result, view, out=result)
-    return result
 
 
 def mean(

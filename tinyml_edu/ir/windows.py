@@ -71,6 +71,13 @@ class Slide(NamedTuple):
                 columns = slice(kx * dw, kx * dw + (ow - 1) * sw + 1, sw)
                 yield ky, kx, frame[:, rows, columns, :]
 
+    def reduce(self, x: np.ndarray, by: np.ufunc, fill: float) -> np.ndarray:
+        """Return (N, OH, OW, C), each window of ``x`` reduced; ``fill`` stands in for the padding."""
+        result = np.full((x.shape[0], *self.out, x.shape[3]), fill, x.dtype)
+        for _, _, view in self.taps(self.frame(x, fill)):
+            by(result, view, out=result)
+        return result
+
     def im2col(self, frame: np.ndarray) -> np.ndarray:
         """Return (N·OH·OW, KH·KW·C): row by row the inputs under each output pixel."""
         sn, sh, sw, sc = frame.strides

@@ -157,7 +157,8 @@ def _transcribe_call(graph: Graph, node: torch.fx.Node, env: dict[torch.fx.Node,
         source, index = env[node.args[0]], node.args[1]  # type: ignore[index]
         return source[index] if not isinstance(source, Value) else source
     args = _bind(node, env)
-    if not any(isinstance(a, Value) for a in args.values()):  # a constant expression, such as weight * mask
+    # A constant expression, such as weight * mask, is computed here; `cat` takes its tensors in a list.
+    if not any(isinstance(a, Value) for a in torch.utils._pytree.tree_leaves(args)):
         lookup, target = env.__getitem__, cast(Callable[..., Any], node.target)
         return target(*torch.fx.map_arg(node.args, lookup), **torch.fx.map_arg(node.kwargs, lookup))
     op = str(args["op"])

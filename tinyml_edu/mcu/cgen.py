@@ -14,6 +14,7 @@ from string import Template
 import numpy as np
 
 from ..errors import UnknownNameError, UnsupportedOpError, UsageError
+from ..ir.execute import run
 from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
@@ -73,6 +74,22 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
         "example/run.c": _read(_PROJECT / "example" / "run.c"),
     }
     return _runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)]) | result
+
+
+def example_files(graph: Graph, requant: str = "exact") -> dict[str, bytes]:
+    """Return inputs for ``example/run.c`` and the outputs that the integer kernels expect of them.
+
+    The project's ``make check`` compares: an engineer's own compiler is tested by it.
+    """
+    shape = graph[graph.inputs[0]].shape
+    random = np.random.default_rng(0).integers(-128, 128, (2, *shape))
+    ends = [np.full((1, *shape), end) for end in (-128, 127)]
+    codes = np.concatenate([random, *ends]).astype(np.int8)
+    outputs = [run(graph, one, requant=requant) for one in codes]
+    return {
+        "example/input.bin": codes.tobytes(),
+        "example/expected.bin": b"".join(y.tobytes() for y in outputs),
+    }
 
 
 def layer_symbols(graph: Graph) -> dict[str, str]:

@@ -25,9 +25,7 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
-
-STACK_BYTES = 2048
-"""RAM that the linker keeps for the stack; a deeper stack leaves the RAM, and the emulator faults."""
+from .planning import STACK_BYTES
 
 TARGETS = ("host", "emulate")
 _FORMAT = 1
@@ -256,14 +254,15 @@ def deploy(
     UsageError, UnsupportedOpError
         See `cgen.generate`.
     """
-    board, out = get_board(board), Path(out)
+    if not isinstance(graph, Graph):
+        raise UsageError(
+            f"deploy takes an int8 ir.Graph, not {type(graph).__name__}; quantize and pass quantized.graph"
+        )
+    board, out = get_board(board), Path(out).resolve()
     if patch != "none":
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
-    _check_target(out)
-    plan = planning.plan(graph, planner=planner)
-    missing = plan.arena_bytes + STACK_BYTES - board.sram_bytes
-    if missing > 0:
-        raise DoesNotFitError(planning.explain_sram(graph, plan, board, missing))
+    check_target(out)
+    plan = planning.plan(graph, board, planner=planner)
     sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -271,6 +270,8 @@ def deploy(
         _write(folder, {name: text for name, text in sources.items() if "/" not in name})
         _compile(folder, graph, plan, board, optimize)
         _write(folder, {name: text for name, text in sources.items() if "/" in name})
+        for name, content in cgen.example_files(graph, requant).items():
+            (folder / name).write_bytes(content)
         options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
         _measure(folder, graph, plan, board, options)
         folder.chmod(0o755)
@@ -281,11 +282,34 @@ def deploy(
     return Deployment.load(out)
 
 
-def _check_target(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
-        raise UsageError(f"{out} holds other files; name an empty or a new folder")
+def check_target(out: Path) -> None:
+    """Refuse a place where a deployment would overwrite what `deploy` did not write.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` is a file, the current folder, or a folder that holds anything but an earlier deployment.
+    """
+    out = out.resolve()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{out} is the folder that you are in, or one above; name a folder of its own")
+    if out.is_dir() and (foreign := _foreign_file(out)):
+        raise UsageError(f"{out} holds other files, such as {foreign}; name an empty or a new folder")
+
+
+def _foreign_file(out: Path) -> str:
+    """Return a file under ``out`` that `deploy` and its Makefile did not write, or an empty string."""
+    try:
+        stored = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        ours = {"plan.json", *stored["files"]} if stored["format"] == _FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = set()
+    found = sorted(path.relative_to(out) for path in out.rglob("*") if not path.is_dir())
+    return next(
+        (str(p) for p in found if p.as_posix() not in ours and (not ours or p.parts[0] != "build")), ""
+    )
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:
@@ -300,7 +324,12 @@ def _replace(folder: Path, out: Path) -> None:
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
         out.rename(old / out.name)
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except BaseException:
+            (old / out.name).rename(out)
+            old.rmdir()
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
@@ -372,6 +401,9 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
             "stack": measured.stack_bytes,
             "total": arena + measured.stack_bytes,
         },
+        "instructions": measured.instructions,
+        "estimated_cycles": measured.estimated_cycles,
+        "estimated_ms": measured.estimated_ms,
         "flash_bytes": {"code": image.code, "weights": image.weights, "total": image.flash_bytes},
         "layers": list(measured.layers),
     }
@@ -384,6 +416,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "input": source.to_json(),
         "output": target.to_json(),
         "nodes": list(nodes),
+        "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()),
         "offsets": plan.offsets,
         "buffers": [vars(b) | {"offset": plan.offsets[b.name]} for b in plan.buffers],
     }

@@ -1,13 +1,12 @@
 """Run a firmware image on an emulated Cortex-M core and count what it executes.
 
-The core is unicorn's (QEMU's translator in a wheel).  A native hook (``hook/count_hook.c``, compiled by the
-package's own toolchain) runs before each instruction and counts.  *Instructions are exact* and repeat from
-run to run; *cycles are estimated* from them by `cycles`, and milliseconds from the cycles.
+The core is unicorn's (QEMU's translator in a wheel).  A native hook (`count_hook`) runs before each
+block of instructions and counts.  *Instructions are exact* and repeat from run to run; *cycles are estimated*
+from them by `cycles`, and milliseconds from the cycles.
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, ToolchainError, UsageError
-from . import cycles, toolchain
+from .accounting import Account
 from .boards import Board, get_board
+from .count_hook import DEPTH, NOT_CODE, TOO_DEEP, load_unicorn
 from .elf import read_elf
 
 DEFAULT_LIMIT = 2_000_000_000
-_HOOK_SOURCE = Path(__file__).parent / "hook" / "count_hook.c"
-_DEPTH = 64  # TE_DEPTH of the hook
 # unicorn executes the DSP instructions of Armv7E-M on its Cortex-M3 too, so the image itself is asked.
 _CORE_RUNS = {
     "cortex-m0plus": ("Armv6-M",),
@@ -29,65 +27,9 @@ _CORE_RUNS = {
     "cortex-m4": ("Armv6-M", "Armv7-M", "Armv7E-M"),
     "cortex-m7": ("Armv6-M", "Armv7-M", "Armv7E-M"),
 }
-_TOO_DEEP, _NOT_CODE = 1, 2  # problems that the hook reports
 _PAGE = 4096
 _SYSTEM_SPACE = (0xE000_E000, 0x1000)  # system control space: the start-up code enables the FPU there
 _BREAKPOINT = 7  # QEMU's EXCP_BKPT
-
-
-class _Frame(ctypes.Structure):
-    _fields_ = [
-        ("instructions", ctypes.c_uint64),
-        ("cycles", ctypes.c_uint64),
-        ("back", ctypes.c_uint32),
-        ("sp", ctypes.c_uint32),
-        ("function", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
-    ]
-
-
-class _Counter(ctypes.Structure):
-    """``struct te_counter`` of the hook."""
-
-    _fields_ = [
-        ("instructions", ctypes.c_uint64),
-        ("cycles", ctypes.c_uint64),
-        ("taken", ctypes.c_uint64),
-        ("limit", ctypes.c_uint64),
-        ("slots", ctypes.c_void_p),
-        ("before", ctypes.c_void_p),
-        ("cycles_sum", ctypes.c_void_p),
-        ("last", ctypes.c_void_p),
-        ("hits", ctypes.c_void_p),
-        ("totals", ctypes.c_void_p),
-        ("watched", ctypes.c_void_p),
-        ("reg_read", ctypes.c_void_p),
-        ("stop", ctypes.c_void_p),
-        ("code_base", ctypes.c_uint32),
-        ("slot_count", ctypes.c_uint32),
-        ("functions", ctypes.c_uint32),
-        ("sp_low", ctypes.c_uint32),
-        ("sp_limit", ctypes.c_uint32),
-        ("sp_top", ctypes.c_uint32),
-        ("next", ctypes.c_uint32),
-        ("refill", ctypes.c_uint32),
-        ("depth", ctypes.c_uint32),
-        ("problem", ctypes.c_uint32),
-        ("sp_register", ctypes.c_int32),
-        ("lr_register", ctypes.c_int32),
-        ("frames", _Frame * _DEPTH),
-    ]
-
-
-class _Trace(ctypes.Structure):
-    """``struct te_trace`` of the hook."""
-
-    _fields_ = [
-        ("reads", ctypes.c_void_p),
-        ("writes", ctypes.c_void_p),
-        ("base", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-    ]
 
 
 @dataclass(frozen=True)
@@ -208,21 +150,31 @@ class Machine:
         self.arena_address, self.arena_bytes = arena.address, arena.size
         if watch is None:
             watch = tuple(s for s in self.image.symbols if s.startswith("model_layer_"))
+        # One name for each address: the linker may fold equal functions into one.
         names = {self.image.symbol(name).address: name for name in ("model_invoke", *watch)}
-        self._watched = [names[address] for address in sorted(names)]
         self._fault: str | None = None
         self._at_breakpoint = False
         self.instructions_each: list[int] = []
         self.cycles_each: list[int] = []
-        self._taken = 0
         self._uc = self._boot()
-        self._counter = self._attach(trace, each)
+        self._account = Account(
+            self._uc,
+            self.image,
+            self.board.core,
+            watched={name: address for address, name in names.items()},
+            stack=(self._stack_limit, self.stack_top),
+            entry=self._pc & ~1,
+            each=each,
+        )
+        self.reads: np.ndarray | None = None
+        self.writes: np.ndarray | None = None
+        self._trace = trace
 
     # -- set-up ---------------------------------------------------------------------------------
 
     def _boot(self) -> Any:
         """Map the board's memories, load the image, set SP and PC from the vector table."""
-        unicorn = _unicorn()
+        unicorn = load_unicorn()
         model = {
             "cortex-m0plus": unicorn.arm_const.UC_CPU_ARM_CORTEX_M0,  # the same instruction set, Armv6-M
             "cortex-m3": unicorn.arm_const.UC_CPU_ARM_CORTEX_M3,
@@ -256,55 +208,6 @@ class Machine:
         uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_bad_access)
         return uc
 
-    def _attach(self, trace: bool, each: bool) -> _Counter:
-        """Build the records of all code and add the native hooks to the emulator."""
-        unicorn = _unicorn()
-        library = _hook_library()
-        uclib = unicorn.unicorn_py3.unicorn.uclib
-        code = max((s for s in self.image.segments if s.executable), key=lambda s: len(s.data))
-        decoded = cycles.disassemble(code.data, code.address, self.image.machine_ranges)
-        self._tables = tables = cycles.tables(decoded, self.board.core, code.address, len(code.data))
-        self._entries = np.array([self.image.symbols[n].address for n in self._watched], np.uint32)
-        tables.records[(self._entries - code.address) // 2] |= cycles.WATCH
-        self._hits = np.zeros(len(tables.records), np.int64)
-        self._totals = np.zeros((len(self._entries), 3), np.uint64)
-        counter = _Counter(
-            limit=self.limit,
-            slots=tables.records.ctypes.data,
-            before=tables.before.ctypes.data,
-            cycles_sum=tables.cycles_sum.ctypes.data,
-            last=tables.last.ctypes.data,
-            hits=self._hits.ctypes.data,
-            totals=self._totals.ctypes.data,
-            watched=self._entries.ctypes.data,
-            reg_read=ctypes.cast(uclib.uc_reg_read, ctypes.c_void_p),
-            stop=ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p),
-            code_base=code.address,
-            slot_count=len(tables.records) - 1,
-            functions=len(self._entries),
-            sp_low=self.stack_top,
-            sp_limit=self._stack_limit,
-            sp_top=self.stack_top,
-            next=self._pc & ~1,
-            sp_register=unicorn.arm_const.UC_ARM_REG_SP,
-            lr_register=unicorn.arm_const.UC_ARM_REG_LR,
-        )
-        if each:
-            _add_hook(self._uc, unicorn.UC_HOOK_CODE, library.te_count_each, counter)
-        else:
-            _add_hook(self._uc, unicorn.UC_HOOK_BLOCK, library.te_count_block, counter)
-        for address in tables.behind_sp:
-            _add_hook(self._uc, unicorn.UC_HOOK_CODE, library.te_watch_stack, counter, address)
-        self.reads = self.writes = None
-        if trace:
-            self.reads, self.writes = (np.zeros(self.arena_bytes, np.uint32) for _ in range(2))
-            self._trace = _Trace(
-                self.reads.ctypes.data, self.writes.ctypes.data, self.arena_address, self.arena_bytes
-            )
-            kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
-            _add_hook(self._uc, kinds, library.te_trace_access, self._trace)
-        return counter
-
     # -- running --------------------------------------------------------------------------------
 
     def infer(self, codes: bytes, input_offset: int, output_bytes: int, output_offset: int) -> bytes:
@@ -319,7 +222,7 @@ class Machine:
             self._run_to_model()
         self._uc.mem_write(self.arena_address + input_offset, codes)
         self._run()
-        status = self._uc.reg_read(_unicorn().arm_const.UC_ARM_REG_R0)
+        status = self._uc.reg_read(load_unicorn().arm_const.UC_ARM_REG_R0)
         if status != 0:
             raise ToolchainError(f"model_invoke returned status {status}; check the model's arguments")
         return bytes(self._uc.mem_read(self.arena_address + output_offset, output_bytes))
@@ -327,15 +230,15 @@ class Machine:
     def _run_to_model(self) -> None:
         """Run the start-up code, which clears the arena, up to the first instruction of model_invoke."""
         self._start(until=self.image.symbol("model_invoke").address)
+        # From here on: the start-up code clears the arena, which is no access of the network.
+        if self._trace:
+            self.reads, self.writes = self._account.trace(self.arena_address, self.arena_bytes)
 
     def _run(self) -> None:
         """Run one inference, up to the breakpoint behind the call, and take its counts."""
-        self._hits[:] = 0
-        self._totals[:] = 0
-        taken = self._counter.taken
+        self._account.restart()
         self._start()
-        self._taken = self._counter.taken - taken
-        calls, instructions, spent = self._totals[self._index("model_invoke")].tolist()
+        calls, instructions, spent = self._account.totals()["model_invoke"]
         if calls != 1:
             raise ToolchainError("the firmware stopped outside model_invoke; use the package's start-up code")
         self.instructions_each.append(instructions)
@@ -343,9 +246,9 @@ class Machine:
 
     def _start(self, until: int = 0xFFFF_FFFE) -> None:
         """Run until a breakpoint or an address; raise ToolchainError if it ends otherwise."""
-        unicorn = _unicorn()
+        unicorn = load_unicorn()
         self._at_breakpoint, self._fault = False, None
-        self._counter.limit = self._counter.instructions + self.limit
+        self._account.allow(self.limit)
         try:
             self._uc.emu_start(self._pc, until)
         except unicorn.UcError as error:
@@ -355,9 +258,9 @@ class Machine:
             raise ToolchainError(
                 f"the firmware faulted at {self.image.where(pc)} ({pc:#010x}): {self._fault}"
             )
-        if self._counter.problem == _TOO_DEEP:
-            raise ToolchainError(f"more than {_DEPTH} nested watched calls at {self.image.where(pc)}")
-        if self._counter.problem == _NOT_CODE:
+        if self._account.problem == TOO_DEEP:
+            raise ToolchainError(f"more than {DEPTH} nested watched calls at {self.image.where(pc)}")
+        if self._account.problem == NOT_CODE:
             raise ToolchainError(f"the firmware ran into data at {self.image.where(pc)} (pc {pc:#010x})")
         if self._at_breakpoint:
             self._pc = (pc + 2) | 1
@@ -377,7 +280,7 @@ class Machine:
         uc.emu_stop()
 
     def _on_bad_access(self, _uc: Any, kind: int, address: int, size: int, _value: int, _user: Any) -> bool:
-        unicorn = _unicorn()
+        unicorn = load_unicorn()
         kinds = {
             unicorn.UC_MEM_READ_UNMAPPED: "read of",
             unicorn.UC_MEM_WRITE_UNMAPPED: "write to",
@@ -392,23 +295,17 @@ class Machine:
 
     # -- results --------------------------------------------------------------------------------
 
-    def _index(self, name: str) -> int:
-        return self._watched.index(name)
-
     def stack_bytes(self) -> int:
         """Return the deepest stack since reset, bytes."""
         seen = bytes(self._uc.mem_read(self._stack_limit, len(self._paint)))
         changed = np.flatnonzero(np.frombuffer(seen, np.uint8) != np.frombuffer(self._paint, np.uint8))
         written = len(seen) - int(changed[0]) if changed.size else 0
-        return max(written, self.stack_top - self._counter.sp_low)
+        return max(written, self.stack_top - self._account.lowest_sp)
 
     def result(self, outputs: np.ndarray) -> EmulationResult:
         """Return the account of all inferences so far, with the outputs given."""
-        layers = {
-            name: self._totals[i].tolist() for i, name in enumerate(self._watched) if name != "model_invoke"
-        }
+        layers = {name: total for name, total in self._account.totals().items() if name != "model_invoke"}
         worst = int(np.argmax(self.instructions_each))
-        hits = np.cumsum(self._hits) * ((self._tables.records & cycles.CODE) != 0)
         return EmulationResult(
             outputs=outputs,
             instructions=self.instructions_each[worst],
@@ -420,8 +317,8 @@ class Machine:
             layer_instructions={name: total[1] for name, total in layers.items()},
             layer_cycles={name: total[2] for name, total in layers.items()},
             layer_calls={name: total[0] for name, total in layers.items()},
-            taken_branches=self._taken,
-            hits={self._counter.code_base + 2 * int(i): int(hits[i]) for i in np.flatnonzero(hits)},
+            taken_branches=self._account.taken_branches,
+            hits=self._account.executions(),
             reads=self.reads,
             writes=self.writes,
         )
@@ -429,42 +326,3 @@ class Machine:
 
 def _pages(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
-
-
-def _unicorn() -> Any:
-    try:
-        import unicorn
-        import unicorn.arm_const
-        import unicorn.unicorn_py3.unicorn
-    except ImportError as error:
-        raise ToolchainError("the emulator is not installed; run: pip install 'tinyml_edu[mcu]'") from error
-    return unicorn
-
-
-def _hook_library() -> ctypes.CDLL:
-    """Compile the hook (once per computer) and load it; refuse it if its layout is not ours."""
-    library = ctypes.CDLL(str(toolchain.compile_shared([_HOOK_SOURCE], name="count_hook")))
-    if library.te_counter_bytes() != ctypes.sizeof(_Counter):
-        raise ToolchainError("the native hook is of another version; remove the compiled files in the cache")
-    return library
-
-
-def _add_hook(uc: Any, kind: int, function: Any, state: ctypes.Structure, address: int | None = None) -> None:
-    """Register a native function, for one address or for all.
-
-    unicorn's own ``hook_add`` would wrap it in a Python callback, a hundred times slower.
-    """
-    begin, end = (1, 0) if address is None else (address, address)  # unicorn: begin > end means everywhere
-    module = _unicorn().unicorn_py3.unicorn
-    handle = ctypes.c_size_t()
-    status = module.uclib.uc_hook_add(
-        uc._uch,
-        ctypes.byref(handle),
-        kind,
-        ctypes.cast(function, ctypes.c_void_p),
-        ctypes.cast(ctypes.pointer(state), ctypes.c_void_p),
-        ctypes.c_uint64(begin),
-        ctypes.c_uint64(end),
-    )
-    if status:
-        raise ToolchainError(f"the emulator refused the counting hook (unicorn error {status})")

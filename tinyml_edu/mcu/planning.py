@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .boards import Board
 
 ALIGNMENT = 16
+STACK_BYTES = 2048
+"""RAM kept for the stack beside the arena; a deeper stack leaves the RAM, and the emulator faults."""
+
 HILL_CLIMB_STEPS = 4000
 
 
@@ -251,15 +254,15 @@ def plan(graph: Graph, board: Board | None = None, *, planner: str = "best") -> 
     graph : Graph
         A graph whose activations have their final types (int8 for a deployable network).
     board : Board, optional
-        If given, the arena must fit its SRAM.
+        If given, the arena and `STACK_BYTES` of stack must fit its SRAM.
     planner : str, default="best"
         A key of `PLANNERS`.
 
     Raises
     ------
     DoesNotFitError
-        If the arena is larger than the board's SRAM; the message names the bytes missing, the tensors that
-        are live at the peak, and what to try.
+        If arena and stack are larger than the board's SRAM; the message names the bytes missing, the tensors
+        that are live at the peak, and what to try.
     UnknownNameError
         If there is no such planner.
     """
@@ -281,8 +284,8 @@ def plan(graph: Graph, board: Board | None = None, *, planner: str = "best") -> 
         buffers=buffers,
     )
     verify(result)
-    if board is not None and arena > board.sram_bytes:
-        raise DoesNotFitError(explain_sram(graph, result, board, arena - board.sram_bytes))
+    if board is not None and (missing := arena + STACK_BYTES - board.sram_bytes) > 0:
+        raise DoesNotFitError(explain_sram(graph, result, board, missing))
     return result
 
 

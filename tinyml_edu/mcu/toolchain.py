@@ -1,15 +1,13 @@
-"""Compile C for this computer and for the boards: ``zig cc`` from the ``ziglang`` wheel, behind a cache.
+"""Compile C for this computer and for the boards: ``zig cc`` from the ``ziglang`` wheel.
 
-A result is stored under the sha256 of everything that it depends on (sources, flags, compiler version, and
-the CPU features of this computer for host code), written beside its final name and then renamed: two
-processes may fill the cache at the same time, and neither ever loads half a file.
+Results are kept in the `compile_cache` under everything that they depend on: sources, flags, compiler
+version and, for host code, the CPU features of this computer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
 import re
@@ -22,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .._files import write_atomically
 from ..errors import DoesNotFitError, ToolchainError, UnknownNameError, UsageError
 from .boards import Board, get_board
+from .compile_cache import built_beside, cache_dir, cached
 
 FIRMWARE_DIR = Path(__file__).parent / "firmware"
 DEFAULT_STACK_BYTES = 4096
@@ -56,28 +56,6 @@ _OVERFLOW = re.compile(
     r"will not fit in region '(?P<region>\w+)': overflowed by (?P<bytes>\d+) bytes"
     r"|region `(?P<gnu_region>\w+)' overflowed by (?P<gnu_bytes>\d+) bytes"
 )
-
-
-def cache_dir() -> Path:
-    """Return the folder of compiled files: ``$TINYML_EDU_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("TINYML_EDU_CACHE")
-    if chosen:
-        root = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tinyml_edu"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "tinyml_edu"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinyml_edu"
-    folder = root / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToolchainError(
-            f"cannot create the cache folder {folder} ({error.strerror}); set TINYML_EDU_CACHE to a folder "
-            "that you may write to"
-        ) from error
-    return folder
 
 
 def zig_command() -> list[str]:
@@ -126,8 +104,7 @@ def compile_shared(
         options += ["-nostdlib"]
         options += ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else []
     paths, folders = [Path(p) for p in sources], [Path(p) for p in include]
-    key = _key([*paths, *_headers(folders)], [*options, _host_features()])
-    target = cache_dir() / f"{name}-{key[:32]}{suffix}"
+    target = cached(name, suffix, [*paths, *_headers(folders)], [*options, _host_features()])
     if not target.exists():
         command = [*zig_command(), "cc", *options, *(f"-I{p}" for p in folders)]
         _build(command, [p for p in paths if p.suffix != ".h"], target)
@@ -206,8 +183,8 @@ def compile_firmware(
     driver, options, version = _cross_compiler(board, compiler, optimize)
     options += [*_COMMON, *flags, "-nostdlib", "-Wl,--gc-sections", f"-DTE_FPU={int(board.fpu != 'none')}"]
     script = linker_script(board, stack_bytes)
-    key = _key([*sources, *_headers([folder, FIRMWARE_DIR])], [*options, version, script])
-    target = cache_dir() / f"firmware-{board.name}-{key[:32]}.elf"
+    files = [*sources, *_headers([folder, FIRMWARE_DIR])]
+    target = cached(f"firmware-{board.name}", ".elf", files, [*options, version, script])
     if not target.exists():
         with tempfile.TemporaryDirectory() as scratch:
             script_path = Path(scratch) / "link.ld"
@@ -215,7 +192,10 @@ def compile_firmware(
             command = [*driver, *options, *(f"-I{p}" for p in includes), "-T", str(script_path)]
             # libgcc resolves the helpers that GCC alone calls, such as its Armv6-M switch tables.
             _build(command, sources, target, board=board, tail=["-lgcc"] if compiler == "gcc" else [])
-    return _copy(target, Path(out)) if out is not None else target
+    if out is None:
+        return target
+    write_atomically(Path(out), target.read_bytes())
+    return Path(out)
 
 
 def linker_script(board: Board, stack_bytes: int = DEFAULT_STACK_BYTES) -> str:
@@ -307,15 +287,6 @@ def _include_folders(folder: Path) -> list[Path]:
     return sorted({folder, *(path.parent for path in folder.rglob("*.h"))})
 
 
-def _key(files: Sequence[Path], texts: Sequence[str]) -> str:
-    """Return the sha256 of file names, file contents and texts (each with its length: no ambiguity)."""
-    digest = hashlib.sha256()
-    parts = [(path.name.encode(), path.read_bytes()) for path in files]
-    for name, content in [*parts, *((b"text", text.encode()) for text in texts)]:
-        digest.update(b"%d %d " % (len(name), len(content)) + name + content)
-    return digest.hexdigest()
-
-
 @functools.cache
 def _zig_version() -> str:
     return _output([*zig_command(), "version"])
@@ -348,17 +319,12 @@ def _build(
     board: Board | None = None,
     tail: Sequence[str] = (),
 ) -> None:
-    """Run the compiler into a scratch file beside ``target``, then rename it into place."""
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=".building-", suffix=target.suffix)
-    os.close(handle)
-    line = [*command, *map(str, sources), *tail, "-o", scratch]
-    try:
+    """Run the compiler; a failure leaves no ``target`` behind."""
+    with built_beside(target) as scratch:
+        line = [*command, *map(str, sources), *tail, "-o", str(scratch)]
         done = subprocess.run(line, capture_output=True, text=True, env=_environment(), check=False)
         if done.returncode:
             _fail(done.stderr, board)
-        os.replace(scratch, target)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def _fail(log: str, board: Board | None) -> None:
@@ -389,14 +355,3 @@ def _advice(missing: dict[str, int]) -> str:
 def _first_error(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
-
-
-def _copy(source: Path, target: Path) -> Path:
-    """Copy a file under a scratch name, then rename: a reader never sees half of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=".copying-")
-    os.close(handle)
-    shutil.copyfile(source, scratch)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, target)
-    return target

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._threads import torch_threads
 from ..errors import UsageError
 
 
@@ -78,7 +77,7 @@ def measure_latency(
         raise UsageError(
             f"repeats={repeats}, warmup={warmup}: use at least 2 repeats and no negative warm-up"
         )
-    with _torch_threads(threads):
+    with torch_threads(threads):
         for _ in range(warmup):
             call()
         samples = []
@@ -88,18 +87,3 @@ def measure_latency(
             samples.append(1e3 * (clock() - start))
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
     return LatencyReport(median, q1, q3, min(samples), warmup, repeats, threads, tuple(samples))
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Set torch's threads for a while; a program that never imported torch does not import it here."""
-    torch = sys.modules.get("torch")
-    if threads is None or torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

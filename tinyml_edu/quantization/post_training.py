@@ -82,6 +82,13 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
     """
     if calibration is None:
         raise UsageError("quantize needs calibration inputs; pass calibration=train.x[:256]")
+    if not hasattr(calibration, "shape") or not hasattr(calibration, "dtype"):
+        raise UsageError(
+            f"calibration is {type(calibration).__name__}; pass an array (n, H, W, C) "
+            "or a torch tensor (n, C, H, W)"
+        )
+    if len(calibration) == 0:
+        raise UsageError("the calibration set is empty; pass at least one input, a few hundred are better")
     graph = model if isinstance(model, Graph) else _capture(model, calibration)
     if is_int8(graph):
         raise UsageError(f"graph {graph.name} is int8 already; pass the float graph or the torch model")
@@ -94,6 +101,11 @@ def _capture(model: Any, calibration: Any) -> Graph:
 
     from ..mcu import capture
 
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"quantize takes a torch module or an ir.Graph, not {type(model).__name__}; "
+            "zoo.load turns a name into a module"
+        )
     example = calibration[:1]
     if not isinstance(example, torch.Tensor):
         example = torch.from_numpy(normalised(np.asarray(example)))

@@ -78,13 +78,14 @@ def predict_logits(model: nn.Module, x: np.ndarray, *, batch_size: int = 256) ->
     if len(x) == 0:
         raise UsageError("there are no examples to evaluate; the data set is empty")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # a frozen batch norm stays frozen
     model.eval()
     try:
         batches = (shared_tensor(x[i : i + batch_size]) for i in range(0, len(x), batch_size))
         return torch.cat([model(as_input(batch.to(device))).float().cpu() for batch in batches])
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def shared_tensor(x: np.ndarray) -> Tensor:

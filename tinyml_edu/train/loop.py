@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checkpoints
+from .._threads import torch_threads
 from ..data.dataset import Dataset
 from ..errors import DataError, UsageError
 from .batches import augment, evaluate, shared_tensor
@@ -29,7 +30,6 @@ from .state import (
     make_optimizer,
     moved,
     swapped,
-    threads,
     under,
     uses_bf16,
     weights_of,
@@ -82,7 +82,7 @@ def fit(
     if len(train) < config.batch_size:
         raise UsageError(f"{len(train)} training examples are fewer than one batch of {config.batch_size}")
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with threads(config.threads), torch.random.fork_rng(devices=gpus):
+    with torch_threads(config.threads), torch.random.fork_rng(devices=gpus):
         run = _Run(model, train, config, loss, after_step)
         first = run.resume(Path(checkpoint)) if checkpoint is not None else 0
         for epoch in range(first, config.epochs):

@@ -68,17 +68,6 @@ def moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with ``count`` threads for the duration."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
 def swapped(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Put ``weights`` into ``model`` for the duration; nothing happens if there are none."""
     if not weights:

@@ -9,7 +9,7 @@
  * out right.
  *
  * Code is indexed by halfword from code_base; cycles.py fills the records.
- * struct te_counter is mirrored by _Counter in emulator.py, which checks te_counter_bytes() against its own.
+ * struct te_counter is mirrored by Counter in ../count_hook.py, which checks te_counter_bytes() against its own.
  */
 #include <stdint.h>
 
