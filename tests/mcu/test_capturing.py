@@ -396,6 +396,20 @@ def test_what_is_not_supported_is_refused_in_one_line(name):
     assert "\n" not in message
 
 
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_branch_on_values_is_one_line_and_nothing_else(capfd):
+    with pytest.raises(
+        UnsupportedOpError, match=r"cannot trace Branches.*no Python branch depends"
+    ) as caught:
+        mcu.capture(Branches(), torch.zeros(1, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
 class Joins(torch.nn.Module):
     """Calls an operation that takes its tensors in a list."""
 

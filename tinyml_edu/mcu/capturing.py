@@ -7,10 +7,12 @@ activations and padding.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -77,7 +79,7 @@ def transcribe(model: nn.Module, example: torch.Tensor) -> Graph:
     return _transcribe(_export(model, tuple(x[:1] for x in examples)), type(model).__name__)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, and back: each module as it was."""
     modes = {module: module.training for module in model.modules()}
@@ -89,12 +91,24 @@ def _inference(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export's log and printed graphs back: the error that is raised says it in one line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own use of its own pytree
+            yield
+    finally:
+        logging.disable(level)
+
+
 def _export(model: nn.Module, examples: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
     first = next(model.parameters(), None)
     if first is not None:
         examples = tuple(x.to(first.device, first.dtype) for x in examples)
-    with _inference(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own use of its own pytree
+    with _inference(model), torch.no_grad(), _quiet():
         try:
             return torch.export.export(model, examples).run_decompositions({})
         except Exception as error:  # torch.export raises many unrelated classes
