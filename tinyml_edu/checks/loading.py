@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,8 @@ def load_lab(lab_id: str) -> Lab:
 def known_labs() -> list[str]:
     """Return the ids of the labs that the library has checks for."""
     package = importlib.import_module(__package__ or "")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("lab"))
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return sorted(name for name in names if re.fullmatch(r"lab\d+", name))  # not lab00_judges
 
 
 def load_checks(path: Path) -> Lab:
