@@ -15,6 +15,7 @@ from torch import nn
 from tinyml_edu import _torchvision, ir, mcu, models
 from tinyml_edu.errors import UnsupportedOpError, UsageError
 from tinyml_edu.ir.ops import infer_shape
+from tinyml_edu.mcu.capturing import transcribe
 
 
 def with_integers(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -358,6 +359,7 @@ REFUSED = {
         ["aten.hardswish", "layer '1'", "2 of 2", "relu6"],
     ),
     "groups": (conv(4, 4, groups=2), ["2 groups over 4 channels"]),
+    "concatenation": (Net(lambda _, x: torch.cat([x, x], 1)), ["aten.cat", "Supported"]),
     "count_include_pad": (nn.AvgPool2d(2, padding=1), ["count_include_pad=False"]),
     "dilated_pool": (nn.MaxPool2d(2, dilation=2), ["dilated"]),
     "constant_sum": (Net(lambda _, x: x + 1), ["adds a constant"]),
@@ -428,6 +430,25 @@ class Joins(torch.nn.Module):
 def test_operations_on_lists_of_tensors_are_named(join, op):
     with pytest.raises(UnsupportedOpError, match=op):
         mcu.capture(Joins(join), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "shape"),
+    [
+        ("concatenation", "CONCATENATION", (1, 4, 4, 8)),
+        ("groups", "GROUPED_CONV_2D", (1, 2, 2, 4)),
+        ("uneven_pool", "ADAPTIVE_AVERAGE_POOL_2D", (1, 3, 3, 4)),
+    ],
+)
+def test_surgery_reads_what_the_compiler_lacks(name, op, shape):
+    graph = transcribe(REFUSED[name][0], torch.zeros(1, 4, 4, 4)).validate()
+    assert [(node.op, graph[node.outputs[0]].shape) for node in graph.nodes] == [(op, shape)]
+
+
+@pytest.mark.parametrize("dim", [0, 2, -1])
+def test_a_concatenation_of_images_along_another_axis_is_refused_by_surgery_too(dim):
+    with pytest.raises(UnsupportedOpError, match="another axis"):
+        transcribe(Net(lambda _, x: torch.cat([x, x], dim)), torch.zeros(1, 4, 4, 4))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["efficiency"],
-    attributes={"efficiency": ["efficiency_explorer", "efficiency_view"]},
+    submodules=["efficiency", "pruning"],
+    attributes={
+        "efficiency": ["efficiency_explorer", "efficiency_view"],
+        "pruning": ["pruning_explorer", "pruning_view", "sensitivity_curves", "weight_histograms"],
+    },
 )

@@ -33,14 +33,37 @@ class Value:
     perm: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class GroupedConv2D(Conv2D):
+    """GROUPED_CONV_2D of a literal transcript: as CONV_2D with w (O, KH, KW, I / groups)."""
+
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """CONCATENATION of a literal transcript, along the channels."""
+
+
+@dataclass(frozen=True)
+class AdaptivePool2D:
+    """ADAPTIVE_AVERAGE_POOL_2D of a literal transcript, to ``size`` (height, width)."""
+
+    size: tuple[int, int]
+
+
 @dataclass
 class Call:
-    """One operation under transcription: its arguments, the shape of its result and a name for it."""
+    """One operation under transcription: its arguments, the shape of its result and a name for it.
+
+    ``literal`` admits what only surgery reads and the compiler lacks.
+    """
 
     graph: Graph
     args: dict[str, Any]
     shape: tuple[int, ...]
     name: str
+    literal: bool = False
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -78,11 +101,13 @@ class Call:
 
 Handler = Callable[[Call], Value]
 HANDLERS: dict[str, Handler] = {}
+LITERAL_HANDLERS: dict[str, Handler] = {}
+"""Operations that only a literal transcript may hold."""
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
+def handles(*names: str, literal: bool = False) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(names, handler))
+        (LITERAL_HANDLERS if literal else HANDLERS).update(dict.fromkeys(names, handler))
         return handler
 
     return register
@@ -124,7 +149,10 @@ def _convolution(call: Call) -> Value:
     message = (
         f"{groups} groups over {channels} channels; supported: 1 group, or a group for each input channel"
     )
-    call.require(groups == channels, message)
+    call.require(groups == channels or call.literal, message)
+    if groups != channels:
+        inputs = (x.name, call.constant("weight", w.transpose(0, 2, 3, 1)), b)
+        return call.emit("GROUPED_CONV_2D", inputs, GroupedConv2D(stride, padding, dilation, groups=groups))
     inputs = (x.name, call.constant("weight", w.transpose(1, 2, 3, 0)), b)
     return call.emit("DEPTHWISE_CONV_2D", inputs, DepthwiseConv2D(stride, padding, dilation))
 
@@ -183,6 +211,15 @@ def _add(call: Call) -> Value:
     return call.emit("ADD", (a.name, b.name), Add(), perm=a.perm)
 
 
+@handles("cat", literal=True)
+def _concatenate(call: Call) -> Value:
+    parts = call["tensors"]
+    call.require(all(isinstance(p, Value) for p in parts), "joins a constant to activations")
+    call.require(call["dim"] % len(call.shape) == 1, "joins along another axis than the channels")
+    # Each part of a flattened image has its own order; surgery follows PyTorch's and needs none.
+    return call.emit("CONCATENATION", tuple(p.name for p in parts), Concatenation())
+
+
 def _same_order(a: Value, b: Value) -> bool:
     if a.perm is None or b.perm is None:
         return a.perm is b.perm
@@ -225,6 +262,8 @@ def _adaptive_avg_pool(call: Call) -> Value:
     height, width = x.shape[2:]
     out = call.shape[2:]
     even = height % out[0] == 0 and width % out[1] == 0
+    if not even and call.literal:
+        return call.emit("ADAPTIVE_AVERAGE_POOL_2D", (x.name,), AdaptivePool2D((out[0], out[1])))
     call.require(even, f"pools {height}x{width} to {out[0]}x{out[1]}; each side must divide evenly")
     kernel = (height // out[0], width // out[1])
     return x if kernel == (1, 1) else call.emit("AVERAGE_POOL_2D", (x.name,), Pool2D(kernel, kernel))

@@ -21,7 +21,7 @@ from torch import nn
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, Kind, Tensor
 from .capture_fold import fold
-from .capture_ops import HANDLERS, Call, Value, stored_shape
+from .capture_ops import HANDLERS, LITERAL_HANDLERS, Call, Value, stored_shape
 
 
 def capture(model: nn.Module, example: torch.Tensor) -> Graph:
@@ -60,23 +60,30 @@ def capture(model: nn.Module, example: torch.Tensor) -> Graph:
     >>> [(n.name, n.op, n.attrs.activation) for n in capture(net, torch.zeros(1, 3, 8, 8)).nodes]
     [('0', 'CONV_2D', 'relu')]
     """
-    return fold(transcribe(model, example)).validate()
+    return fold(_transcript(model, example, literal=False)).validate()
 
 
 def transcribe(model: nn.Module, example: torch.Tensor) -> Graph:
     """Return the literal graph of a model, before folding: surgery on the model reads it.
 
     Nodes are named by the path of the ``torch.nn`` layer that they come from.  Batch norms and activations
-    are nodes of the ops ``BATCH_NORM`` and ``ACTIVATION``, which only `capture_fold` knows.  Parameters and
-    errors are those of `capture`.
+    are nodes of the ops ``BATCH_NORM`` and ``ACTIVATION``, which only `capture_fold` knows.  It also admits
+    what the compiler lacks and `capture` refuses: ``CONCATENATION`` along the channels, ``GROUPED_CONV_2D``
+    and ``ADAPTIVE_AVERAGE_POOL_2D`` to a size that does not divide.  Parameters and errors are otherwise
+    those of `capture`.
     """
+    return _transcript(model, example, literal=True)
+
+
+def _transcript(model: nn.Module, example: torch.Tensor, *, literal: bool) -> Graph:
     examples = example if isinstance(example, tuple) else (example,)
     for x in examples:
         if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim >= 2 and len(x) > 0):
             raise UsageError(
                 "capture needs an example input: a float tensor such as torch.zeros(1, 3, 32, 32)"
             )
-    return _transcribe(_export(model, tuple(x[:1] for x in examples)), type(model).__name__)
+    program = _export(model, tuple(x[:1] for x in examples))
+    return _transcribe(program, type(model).__name__, literal)
 
 
 @contextlib.contextmanager
@@ -119,7 +126,7 @@ def _export(model: nn.Module, examples: tuple[torch.Tensor, ...]) -> torch.expor
             ) from error
 
 
-def _transcribe(program: torch.export.ExportedProgram, name: str) -> Graph:
+def _transcribe(program: torch.export.ExportedProgram, name: str, literal: bool) -> Graph:
     graph = Graph(name)
     constants = _constants(program)
     calls = [n for n in program.graph.nodes if n.op == "call_function"]
@@ -128,9 +135,8 @@ def _transcribe(program: torch.export.ExportedProgram, name: str) -> Graph:
         if node.op == "placeholder":
             env[node] = constants[node.name] if node.name in constants else _input(graph, node)
         elif node.op == "call_function":
-            env[node] = _transcribe_call(
-                graph, node, env, f"operation {calls.index(node) + 1} of {len(calls)}"
-            )
+            place = f"operation {calls.index(node) + 1} of {len(calls)}"
+            env[node] = _transcribe_call(graph, node, env, place, literal)
         elif node.op == "output":
             graph.outputs = tuple(_output(env.get(n)) for n in node.args[0])
     if not graph.nodes:
@@ -166,28 +172,34 @@ def _output(value: Any) -> str:
     return value.name
 
 
-def _transcribe_call(graph: Graph, node: torch.fx.Node, env: dict[torch.fx.Node, Any], place: str) -> Any:
+def _transcribe_call(
+    graph: Graph, node: torch.fx.Node, env: dict[torch.fx.Node, Any], place: str, literal: bool
+) -> Any:
     if node.target is operator.getitem:
         source, index = env[node.args[0]], node.args[1]  # type: ignore[index]
         return source[index] if not isinstance(source, Value) else source
     args = _bind(node, env)
-    # A constant expression, such as weight * mask, is computed here; `cat` takes its tensors in a list.
-    if not any(isinstance(a, Value) for a in torch.utils._pytree.tree_leaves(args)):
+    if not any(_computed(a) for a in args.values()):  # a constant expression, such as weight * mask
         lookup, target = env.__getitem__, cast(Callable[..., Any], node.target)
         return target(*torch.fx.map_arg(node.args, lookup), **torch.fx.map_arg(node.kwargs, lookup))
     op = str(args["op"])
     layer = _layer_name(node, op)
     where = f"{node.target} (layer {layer!r}, {place})"
-    handler = HANDLERS.get(op)
+    handler = HANDLERS.get(op) or (LITERAL_HANDLERS.get(op) if literal else None)
     if handler is None:
         supported = ", ".join(sorted(name for name in HANDLERS if not name.startswith("_")))
         raise UnsupportedOpError(f"{where} is not supported; replace that layer.  Supported: {supported}")
     result = node.meta["val"]
     shape = tuple((result[0] if isinstance(result, (tuple, list)) else result).shape)
     try:
-        return handler(Call(graph, args, shape, layer))
+        return handler(Call(graph, args, shape, layer, literal))
     except UnsupportedOpError as error:
         raise UnsupportedOpError(f"{where} is not supported in this form: {error}") from None
+
+
+def _computed(value: Any) -> bool:
+    """Whether an argument, or an item of a list of tensors, depends on the input of the network."""
+    return any(isinstance(v, Value) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _bind(node: torch.fx.Node, env: dict[torch.fx.Node, Any]) -> dict[str, Any]:
