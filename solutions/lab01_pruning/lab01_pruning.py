@@ -610,7 +610,7 @@ print(f"test accuracy of the network with half the channels: {train.evaluate(sma
 #
 # **Predict** how many bytes the layer `dense.features[7].conv` takes at 90 % sparsity with 8-bit values and
 # 4-bit relative indices: its 14,746 values at 12 bits each, or more? **Then measure** with your functions of
-# questions 1 and 4. The measured number is graded, not the guess.
+# questions 1 and 4 and set `relative_index_bytes_at_90`. The measured number is graded, not the guess.
 
 # %% nbgrader={"grade_id": "n1", "solution": true}
 ### BEGIN SOLUTION
@@ -635,7 +635,7 @@ print(f"{relative_index_bytes_at_90 / without_padding - 1:.1%} more than without
 #
 # **Predict** the MACs of VGG-lite on a 32 × 32 image when every convolution but the last has half its
 # channels: a half, a quarter, or in between? **Then measure** with your own `channel_prune` and
-# `profile.model_macs`.
+# `profile.model_macs`, and set `macs_half_channels`.
 
 # %% nbgrader={"grade_id": "n2", "solution": true}
 ### BEGIN SOLUTION
