@@ -64,7 +64,7 @@ def run(
     if dataset not in DATASETS:
         raise UnknownNameError("data set for the demo", dataset, DATASETS)
     mcu.get_board(board)  # an unknown board or a bad folder fails before minutes of work
-    mcu.deployment.check_target(out / "project")
+    mcu.project_folder.check_target(out / "project")
     start = time.perf_counter()
     splits = {split: data.load(dataset, split) for split in ("train", "validation", "test")}
     teacher, card = zoo.load(f"vgg_lite.{dataset}")

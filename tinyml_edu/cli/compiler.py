@@ -122,7 +122,7 @@ def deploy(
 
     check_output(json_file)
     mcu.get_board(board)
-    mcu.deployment.check_target(out)
+    mcu.project_folder.check_target(out)
     deployment = mcu.deploy(
         resolve_graph(model),
         board,

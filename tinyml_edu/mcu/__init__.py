@@ -4,7 +4,10 @@ from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["boards", "capturing", "cgen", "deployment", "elf", "emulator", "planning", "toolchain"],
+    submodules=[
+        *("boards", "capturing", "cgen", "deployment", "elf", "emulator", "planning"),
+        *("project_folder", "toolchain"),
+    ],
     attributes={
         "boards": ["BOARDS", "Board", "get_board"],
         "capturing": ["capture"],

@@ -26,9 +26,9 @@ from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
 from .planning import STACK_BYTES
+from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
 TARGETS = ("host", "emulate")
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Deployment:
         path = Path(path)
         try:
             stored = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-            if stored["format"] != _FORMAT:
+            if stored["format"] != PLAN_FORMAT:
                 raise DataError(f"{path} was written by another version ({stored['version']}); deploy again")
             return cls(
                 path,
@@ -267,72 +267,19 @@ def deploy(
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(folder, {name: text for name, text in sources.items() if "/" not in name})
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
         _compile(folder, graph, plan, board, optimize)
-        _write(folder, {name: text for name, text in sources.items() if "/" in name})
+        write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
         options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
         _measure(folder, graph, plan, board, options)
         folder.chmod(0o755)
-        _replace(folder, out)
+        replace_folder(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Deployment.load(out)
-
-
-def check_target(out: Path) -> None:
-    """Refuse a place where a deployment would overwrite what `deploy` did not write.
-
-    Raises
-    ------
-    UsageError
-        If ``out`` is a file, the current folder, or a folder that holds anything but an earlier deployment.
-    """
-    out = out.resolve()
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; name a folder")
-    if out in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(f"{out} is the folder that you are in, or one above; name a folder of its own")
-    if out.is_dir() and (foreign := _foreign_file(out)):
-        raise UsageError(f"{out} holds other files, such as {foreign}; name an empty or a new folder")
-
-
-def _foreign_file(out: Path) -> str:
-    """Return a file under ``out`` that `deploy` and its Makefile did not write, or an empty string."""
-    try:
-        stored = json.loads((out / "plan.json").read_text(encoding="utf-8"))
-        ours = {"plan.json", *stored["files"]} if stored["format"] == _FORMAT else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = set()
-    found = sorted(path.relative_to(out) for path in out.rglob("*") if not path.is_dir())
-    return next(
-        (str(p) for p in found if p.as_posix() not in ours and (not ours or p.parts[0] != "build")), ""
-    )
-
-
-def _write(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Rename ``folder`` to ``out``; what was at ``out`` goes aside first and is removed last."""
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-        out.rename(old / out.name)
-        try:
-            folder.rename(out)
-        except BaseException:
-            (old / out.name).rename(out)
-            old.rmdir()
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        folder.rename(out)
 
 
 def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
@@ -408,7 +355,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "layers": list(measured.layers),
     }
     stored = {
-        "format": _FORMAT,
+        "format": PLAN_FORMAT,
         "version": __version__,
         "report": report,
         "board": asdict(board),
