@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .._modes import evaluating
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, Kind, Tensor
 from .capture_fold import fold
@@ -87,18 +88,6 @@ def _transcript(model: nn.Module, example: torch.Tensor, *, literal: bool) -> Gr
 
 
 @contextlib.contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, and back: each module as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch.export's log and printed graphs back: the error that is raised says it in one line."""
     level = logging.root.manager.disable
@@ -115,7 +104,7 @@ def _export(model: nn.Module, examples: tuple[torch.Tensor, ...]) -> torch.expor
     first = next(model.parameters(), None)
     if first is not None:
         examples = tuple(x.to(first.device, first.dtype) for x in examples)
-    with _inference(model), torch.no_grad(), _quiet():
+    with evaluating(model), torch.no_grad(), _quiet():
         try:
             return torch.export.export(model, examples).run_decompositions({})
         except Exception as error:  # torch.export raises many unrelated classes

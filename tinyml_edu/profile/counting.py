@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._modes import evaluating
 from ..errors import UsageError
 
 
@@ -64,17 +65,14 @@ def model_macs(model: nn.Module, example: torch.Tensor) -> int:
         elif isinstance(layer, nn.Linear):
             total += output.numel() * layer.in_features
 
-    modes = {module: module.training for module in model.modules()}
-    handles = [m.register_forward_hook(add) for m in modes if isinstance(m, nn.Conv2d | nn.Linear)]
+    counted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(add) for layer in counted]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example[:1])
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return total
 
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._modes import evaluating
 from ..errors import UsageError
-from .criteria import Batches, Scores, checked, evaluating
+from .criteria import Batches, Scores, checked
 from .fine_grained import prunable_weights
 
 _FOLLOWERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardtanh)

@@ -14,15 +14,15 @@ Sums over batches weigh every example alike.  :data:`~tinyml_edu.pruning.masking
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from .._modes import evaluating
 from ..errors import UsageError
 from .fine_grained import prunable_weights
 
@@ -214,15 +214,3 @@ def checked(batches: Batches) -> Batches:
             "this criterion needs data: pass batches=[(x, y), ...] with x (N, C, H, W) and y (N,)"
         )
     return batches
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and every module's mode back at the end."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._modes import evaluating
 from ..errors import UsageError
 from .fine_grained import prunable_weights
 
@@ -94,16 +95,12 @@ def layer_costs(model: nn.Module, example: torch.Tensor) -> list[LayerCost]:
             costs.append(LayerCost(name, macs, len(weight), x.shape[1], height, width, stride, kernel))
 
         handles.append(layer.register_forward_hook(record))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example[:1])
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return costs
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._modes import evaluating
 from ..errors import UnknownNameError, UsageError
 from .criteria import Batches
 from .dependency import ChannelGroup, Dependencies, Layer, find_dependencies
@@ -266,18 +267,14 @@ def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
 
 def _check_runs(model: nn.Module, example: torch.Tensor) -> None:
     """Run the cut network once: its Python code may hold the old number of channels."""
-    modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
     examples = example if isinstance(example, tuple) else (example,)
     try:
-        with torch.no_grad():
-            model.eval()(*(x[:1].to(like.device, like.dtype) for x in examples))
+        with evaluating(model), torch.no_grad():
+            model(*(x[:1].to(like.device, like.dtype) for x in examples))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"the forward pass of {type(model).__name__} fixes a number of channels ({reason}); "
             "write x.flatten(1) instead of a view with that number"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._modes import evaluating
 from ..data.dataset import Dataset
 from ..errors import UsageError
 
@@ -78,14 +79,9 @@ def predict_logits(model: nn.Module, x: np.ndarray, *, batch_size: int = 256) ->
     if len(x) == 0:
         raise UsageError("there are no examples to evaluate; the data set is empty")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}  # a frozen batch norm stays frozen
-    model.eval()
-    try:
+    with evaluating(model):
         batches = (shared_tensor(x[i : i + batch_size]) for i in range(0, len(x), batch_size))
         return torch.cat([model(as_input(batch.to(device))).float().cpu() for batch in batches])
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def shared_tensor(x: np.ndarray) -> Tensor:
