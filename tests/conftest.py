@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -14,6 +15,12 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # Compiled code and made images: kept between runs, and out of the user's own cache.
 os.environ.setdefault("TINYML_EDU_CACHE", str(Path(__file__).resolve().parent.parent / ".build" / "cache"))
+
+# The same examples in every run, so that a change that lands did not pass by luck.  To look for new ones:
+# HYPOTHESIS_PROFILE=explore make test
+hypothesis.settings.register_profile("repeat", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 def _missing(marker: str) -> str | None:
