@@ -1,166 +1,294 @@
-"""Accuracy against sparsity for each criterion and granularity, on ``vgg_lite.glyphs32``.
+"""Accuracy against sparsity for each criterion and granularity, and what channel pruning makes faster.
 
-    python -m benchmarks.pruning --quick     # minutes: few examples, one seed; shows that it runs
-    python -m benchmarks.pruning             # the whole table, three seeds
+    python -m benchmarks.pruning --quick                # minutes: few examples, one seed; shows that it runs
+    python -m benchmarks.pruning --data glyphs32        # one table, three seeds
+    python -m benchmarks.pruning                        # all tables
 
-Every row prunes the checkpoint at once and fine-tunes it under the masks.  Controls: the dense checkpoint
-with the same extra epochs, and random masks of the same sparsity.  Seeds differ in the examples that a
-criterion sees and in the order and augmentation of fine-tuning.  Nothing is chosen by these numbers: the plan
-is fixed, so they are of the test split.
+Every row prunes a VGG-lite checkpoint at once and fine-tunes it.  Controls: the dense checkpoint with the
+same extra epochs, and random masks of the same sparsity.  Seeds differ in the examples that a criterion sees
+and in the order and augmentation of fine-tuning.  The plans were fixed on the validation split; what is
+printed is measured on the test split.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import itertools
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks.saved import saved_row
 from tinyml_edu import data, train, zoo
-from tinyml_edu.pruning import PruneConfig, prune
+from tinyml_edu._threads import torch_threads
+from tinyml_edu.pruning import ChannelPruner, PruneConfig, layer_costs, prune
 from tinyml_edu.pruning.criteria import Batches
-
-CHECKPOINT = "vgg_lite.glyphs32"
-
-FINE_TUNING = train.TrainConfig(
-    epochs=2, learning_rate=0.03, schedule="cosine", shift=2, label_smoothing=0.05, progress=False
-)
-"""The last part of the checkpoint's own recipe, at a fifth of its learning rate."""
 
 ELEMENT_CRITERIA = ("l1", "taylor", "obd", "snip", "grasp", "synflow", "random")
 """Without l2, which ranks single weights as l1 does."""
 
 
 @dataclass(frozen=True)
+class Shrink:
+    """Channel surgery, the same ratio everywhere, to at most ``share`` of the MACs."""
+
+    criterion: str = "l1"
+    share: float = 0.5
+
+
+Case = PruneConfig | Shrink | None
+"""None is the control: the dense network with the same extra epochs."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to run.
+    """What to run on one data set.
 
     Attributes
     ----------
+    data : str
+        Names the checkpoint ``vgg_lite.<data>`` too.
     examples : dict of str to int
-        Size of each split.
+        Size of a split; default all of it.
     criterion_examples : int
         What a criterion sees, in batches of 64.
     """
 
+    data: str
+    cases: tuple[Case, ...]
+    config: train.TrainConfig
     seeds: tuple[int, ...] = (0, 1, 2)
-    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
-    granular_sparsities: tuple[float, ...] = (0.5, 0.8)
-    config: train.TrainConfig = FINE_TUNING
     criterion_examples: int = 256
     examples: dict[str, int] = field(default_factory=dict)
 
 
-QUICK = Plan(
-    seeds=(0,),
-    sparsities=(0.9,),
-    granular_sparsities=(0.5,),
-    config=replace(FINE_TUNING, epochs=1),
-    criterion_examples=64,
-    examples={"train": 640, "validation": 100, "test": 500},
+def element(criterion: str, sparsity: float) -> PruneConfig:
+    """Return single weights under one rank over all layers."""
+    return PruneConfig(criterion, "element", sparsity, ratios="global")
+
+
+GRANULAR: tuple[PruneConfig, ...] = (
+    *(PruneConfig("l1", kind, 0.5) for kind in ("element", "pattern", "vector", "kernel", "channel")),
+    *(PruneConfig(name, "channel", 0.5) for name in ("apoz", "activation_entropy", "random")),
+    PruneConfig("reconstruction", "input_channel", 0.5),
+    *(PruneConfig(name, "2:4", 0.5) for name in ("l1", "random")),
 )
 
-
-def cases(plan: Plan) -> Iterator[PruneConfig]:
-    """Yield what is compared: criteria by one global rank of weights, granularities within each weight."""
-    for sparsity in plan.sparsities:
-        for criterion in ELEMENT_CRITERIA:
-            yield PruneConfig(criterion, "element", sparsity, ratios="global")
-    for sparsity in plan.granular_sparsities:
-        for granularity in ("element", "pattern", "vector", "kernel", "channel"):
-            yield PruneConfig("l1", granularity, sparsity)
-        for criterion in ("apoz", "activation_entropy", "random"):
-            yield PruneConfig(criterion, "channel", sparsity)
-        yield PruneConfig("reconstruction", "input_channel", sparsity)
-    yield PruneConfig("l1", "2:4", 0.5)
-    yield PruneConfig("random", "2:4", 0.5)
-
-
-def measure(config: PruneConfig, plan: Plan, splits: dict[str, data.Dataset], seed: int) -> dict[str, float]:
-    """Prune, evaluate, fine-tune under the masks, evaluate."""
-    model, _ = zoo.load(CHECKPOINT)
-    result = prune(model, replace(config, seed=seed), batches=sample(splits["train"], plan, seed))
-    before = train.evaluate(result.model, splits["test"])
-    tune(result.model, plan, splits, seed, after_step=result.after_step)
-    accuracy = train.evaluate(result.model, splits["test"])
-    zeros = sum(int((result.model.get_parameter(name) == 0).sum()) for name in result.masks)
-    assert zeros >= result.removed_weights, "fine-tuning brought removed weights back"
-    return {"pruned": before, "fine_tuned": accuracy, "sparsity": result.sparsity}
-
-
-def sample(dataset: data.Dataset, plan: Plan, seed: int) -> Batches:
-    """Return ``plan.criterion_examples`` random training examples in batches of 64."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset), generator=generator)[: plan.criterion_examples].numpy()
-    parts = [dataset.take(chosen[i : i + 64]) for i in range(0, len(chosen), 64)]
-    return [(data.to_tensor(part.x), torch.from_numpy(part.y)) for part in parts]
-
-
-def tune(
-    model: torch.nn.Module, plan: Plan, splits: dict[str, data.Dataset], seed: int, after_step: Any = None
-) -> None:
-    """Fine-tune in place."""
-    config = replace(plan.config, seed=seed)
-    train.fit(model, splits["train"], splits["validation"], config, after_step=after_step)
+PLANS = {
+    # The last part of the checkpoint's own recipe, at a fifth of its learning rate.
+    "glyphs32": Plan(
+        "glyphs32",
+        (
+            None,
+            *(element(*pair[::-1]) for pair in itertools.product((0.8, 0.9), ELEMENT_CRITERIA)),
+            *GRANULAR,
+            Shrink(),
+            Shrink("random"),
+        ),
+        train.TrainConfig(
+            epochs=2, learning_rate=0.03, schedule="cosine", shift=2, label_smoothing=0.05, progress=False
+        ),
+    ),
+    "cifar10": Plan(
+        "cifar10",
+        (
+            None,
+            *(element(name, sparsity) for name in ("l1", "random") for sparsity in (0.8, 0.9)),
+            Shrink(),
+            Shrink("random"),
+        ),
+        train.TrainConfig(
+            epochs=10,
+            learning_rate=0.05,
+            schedule="cosine",
+            shift=3,
+            flip=True,
+            label_smoothing=0.05,
+            ema=0.998,
+            progress=False,
+        ),
+    ),
+}
 
 
-def figures(plan: Plan | None = None) -> dict[str, tuple[float, str]]:
-    """Run the plan, by default the whole one; prints a table as it goes."""
-    plan = plan or Plan()
-    splits: dict[str, data.Dataset] = {}
-    for split in ("train", "validation", "test"):
-        size = {"size": plan.examples[split]} if split in plan.examples else {}
-        splits[split] = data.load("glyphs32", split, **size)
-    results: dict[str, tuple[float, str]] = {}
-    dense, _ = zoo.load(CHECKPOINT)
-    start = train.evaluate(dense, splits["test"])
-    longer = []
-    for seed in plan.seeds:
-        model = copy.deepcopy(dense)
-        tune(model, plan, splits, seed)
-        longer.append(train.evaluate(model, splits["test"]))
-    control = statistics.mean(longer)
-    print(f"{'criterion':20} {'granularity':14} {'ratios':7} {'zeros':>6} {'pruned':>7} {'tuned':>7} spread")
-    spread = _spread(longer)
-    print(f"{'dense, same epochs':20} {'-':14} {'-':7} {0:6.3f} {start:7.4f} {control:7.4f} {spread:.4f}")
-    results["pruning.glyphs32.dense.accuracy"] = (start, "fraction")
-    results["pruning.glyphs32.dense.same_epochs.accuracy"] = (control, "fraction")
-    for case in cases(plan):
-        rows = [measure(case, plan, splits, seed) for seed in plan.seeds]
-        mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
-        spread = _spread([row["fine_tuned"] for row in rows])
-        print(
-            f"{case.criterion:20} {case.granularity:14} {case.ratios:7} {mean['sparsity']:6.3f} "
-            f"{mean['pruned']:7.4f} {mean['fine_tuned']:7.4f} {spread:.4f}",
-            flush=True,
-        )
-        granularity = case.granularity.replace(":", "_")
-        key = f"pruning.glyphs32.{case.criterion}.{granularity}.{case.ratios}.s{100 * case.sparsity:.0f}"
-        results |= {
-            f"{key}.pruned.accuracy": (mean["pruned"], "fraction"),
-            f"{key}.fine_tuned.accuracy": (mean["fine_tuned"], "fraction"),
-            f"{key}.fine_tuned.spread": (spread, "fraction"),
-            f"{key}.sparsity": (mean["sparsity"], "fraction"),
+def quick(plan: Plan) -> Plan:
+    """Return a plan of minutes that runs every kind of case."""
+    cases = (None, *(element(name, 0.9) for name in ELEMENT_CRITERIA), *GRANULAR, Shrink())
+    return replace(
+        plan,
+        cases=cases,
+        config=replace(plan.config, epochs=1),
+        seeds=(0,),
+        criterion_examples=64,
+        examples={"train": 640, "validation": 100, "test": 500},
+    )
+
+
+class Table:
+    """Runs one plan; splits and checkpoint are loaded once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
+        self.splits: dict[str, data.Dataset] = {}
+        for split in ("train", "validation", "test"):
+            size = {"size": plan.examples[split]} if split in plan.examples else {}
+            self.splits[split] = data.load(plan.data, split, **size)
+        self.example = torch.zeros(1, 3, 32, 32)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy on the test split."""
+        return train.evaluate(model, self.splits["test"])
+
+    def row(self, case: Case, seed: int) -> dict[str, float]:
+        """Return the row of one case and seed, computed once."""
+        inputs = {
+            "checkpoint": self.card["sha256"],
+            "case": f"{type(case).__name__} {case}",
+            "seed": seed,
+            "config": asdict(self.plan.config),
+            "examples": [len(split) for split in self.splits.values()] + [self.plan.criterion_examples],
         }
+        return saved_row("pruning", inputs, functools.partial(self._measure, case, seed))
+
+    def _measure(self, case: Case, seed: int) -> dict[str, float]:
+        """Prune, evaluate, fine-tune, evaluate."""
+        after_step: Callable[[nn.Module], None] | None = None
+        model, sparsity = copy.deepcopy(self.dense), 0.0
+        if isinstance(case, PruneConfig):
+            result = prune(model, replace(case, seed=seed), batches=self._sample(seed))
+            model, sparsity, after_step = result.model, result.sparsity, result.after_step
+        elif isinstance(case, Shrink):
+            model = self.shrunk(case, seed)
+            sparsity = 1 - self.macs(model) / self.macs(self.dense)
+        before = self.accuracy(model)
+        config = replace(self.plan.config, seed=seed)
+        train.fit(model, self.splits["train"], self.splits["validation"], config, after_step=after_step)
+        if isinstance(case, PruneConfig):
+            zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in result.masks)
+            assert zeros >= result.removed_weights, "fine-tuning brought removed weights back"
+        return {"pruned": before, "fine_tuned": self.accuracy(model), "sparsity": sparsity}
+
+    def shrunk(self, case: Shrink, seed: int) -> nn.Module:
+        """Return the network cut by the smallest ratio, in percent, that reaches the share of MACs."""
+        pruner = ChannelPruner(self.dense, self.example, criterion=case.criterion, seed=seed)
+        for percent in range(1, 100):
+            small = pruner.shrink(percent / 100)
+            if self.macs(small) <= case.share * self.macs(self.dense):
+                return small
+        raise AssertionError("no ratio reaches the share of MACs")
+
+    def macs(self, model: nn.Module) -> int:
+        """Return the multiply-accumulates of one image."""
+        return sum(cost.macs for cost in layer_costs(model, self.example))
+
+    def _sample(self, seed: int) -> Batches:
+        """Return random training examples in batches of 64."""
+        generator = torch.Generator().manual_seed(seed)
+        dataset = self.splits["train"]
+        chosen = torch.randperm(len(dataset), generator=generator)[: self.plan.criterion_examples].numpy()
+        parts = [dataset.take(chosen[i : i + 64]) for i in range(0, len(chosen), 64)]
+        return [(data.to_tensor(part.x), torch.from_numpy(part.y)) for part in parts]
+
+
+def latency_ratios(dense: nn.Module, small: nn.Module, x: torch.Tensor, rounds: int = 15) -> list[float]:
+    """Return dense time over small time, both in one round, in processor time of one thread."""
+
+    def seconds(model: nn.Module) -> float:
+        start = time.process_time()
+        model(x)
+        return time.process_time() - start
+
+    with torch_threads(1), torch.inference_mode():
+        dense.eval(), small.eval()
+        for model in (dense, small, dense, small):
+            model(x)
+        return [seconds(dense) / seconds(small) for _ in range(rounds)]
+
+
+def figures(plans: tuple[Plan, ...] = tuple(PLANS.values())) -> dict[str, tuple[float, str]]:
+    """Run the plans, by default all; prints a table as it goes."""
+    results: dict[str, tuple[float, str]] = {}
+    for plan in plans:
+        results |= run_plan(Table(plan))
     return results
 
 
-def _spread(values: list[float]) -> float:
-    """Return the largest minus the smallest over the seeds."""
-    return max(values) - min(values)
+def run_plan(table: Table) -> dict[str, tuple[float, str]]:
+    """Return the figures of one plan."""
+    name = f"pruning.vgg_lite.{table.plan.data}"
+    start, control = table.accuracy(table.dense), float("nan")
+    print(f"vgg_lite on {table.plan.data}: {start:.4f} without extra epochs, seeds {table.plan.seeds}")
+    print("criterion            granularity     removed  pruned   tuned spread    drop vs same epochs")
+    results = {f"{name}.dense.accuracy": (start, "fraction")}
+    for case in table.plan.cases:
+        rows = [table.row(case, seed) for seed in table.plan.seeds]
+        mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+        spread = max(row["fine_tuned"] for row in rows) - min(row["fine_tuned"] for row in rows)
+        control = mean["fine_tuned"] if case is None else control
+        what, kind, key = _names(case)
+        print(
+            f"{what:20} {kind:14} {mean['sparsity']:7.3f} {mean['pruned']:7.4f} {mean['fine_tuned']:7.4f} "
+            f"{spread:.4f} {start - mean['fine_tuned']:+7.4f} {control - mean['fine_tuned']:+7.4f}",
+            flush=True,
+        )
+        results |= {
+            f"{name}.{key}.accuracy": (mean["fine_tuned"], "fraction"),
+            f"{name}.{key}.drop": (start - mean["fine_tuned"], "fraction"),
+            f"{name}.{key}.drop_against_same_epochs": (control - mean["fine_tuned"], "fraction"),
+            f"{name}.{key}.spread": (spread, "fraction"),
+            f"{name}.{key}.pruned.accuracy": (mean["pruned"], "fraction"),
+            f"{name}.{key}.removed": (mean["sparsity"], "fraction"),
+        }
+        if isinstance(case, Shrink) and case.criterion == "l1":
+            results |= _latency(table, case, f"{name}.{key}")
+    return results
 
 
-def main() -> None:
-    """Print the table."""
+def _names(case: Case) -> tuple[str, str, str]:
+    """Return criterion and granularity for the table, and the key of the results."""
+    if case is None:
+        return "dense, same epochs", "-", "same_epochs"
+    suffix = "" if case.criterion == "l1" else f".{case.criterion}"
+    if isinstance(case, Shrink):
+        return case.criterion, "surgery", f"macs{100 * case.share:.0f}{suffix}"
+    assert isinstance(case.sparsity, float)
+    level = f"s{100 * case.sparsity:.0f}"
+    if case.ratios == "global":
+        return case.criterion, "element, global", f"{level}{suffix}"
+    return case.criterion, case.granularity, f"{case.granularity.replace(':', '_')}.{level}{suffix}"
+
+
+def _latency(table: Table, case: Shrink, key: str) -> dict[str, tuple[float, str]]:
+    small = table.shrunk(case, table.plan.seeds[0])
+    results: dict[str, tuple[float, str]] = {
+        f"{key}.macs_ratio": (table.macs(table.dense) / table.macs(small), "dense MACs / pruned MACs")
+    }
+    for batch in (1, 32):
+        ratios = latency_ratios(table.dense, small, torch.randn(batch, 3, 32, 32))
+        print(f"    batch {batch}: dense time / pruned time {min(ratios):.2f} to {max(ratios):.2f}")
+        unit = "dense time / pruned time, median of 15 rounds, one thread"
+        results[f"{key}.batch{batch}.latency_ratio"] = (round(statistics.median(ratios), 3), unit)
+    return results
+
+
+def main(arguments: Any = None) -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch")
-    figures(QUICK if parser.parse_args().quick else None)
+    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
+    parser.add_argument("--data", choices=PLANS, help="one data set; default: all")
+    options = parser.parse_args(arguments)
+    chosen = (PLANS[options.data],) if options.data else tuple(PLANS.values())
+    figures((quick(PLANS["glyphs32"]),) if options.quick else chosen)
 
 
 if __name__ == "__main__":

@@ -517,10 +517,11 @@ bars = {"before the epoch": [b for _, b, _ in runs.values()], "after it": [a for
 plots.show(plots.bars(list(runs), bars, x_label="validation accuracy"))
 
 # %% [markdown]
-# **Explorer.** Turn sparsity and granularity: single weights, rows of a kernel, kernels, whole filters.
-# Larger units need fewer bits for their places and lose accuracy sooner. Predict before each move which of
-# the two numbers changes more. At which sparsity does the bitmask of single weights cost as much as the
-# weights that are left? (Accuracy on 200 images, before any fine-tuning.)
+# **Explorer.** Turn sparsity and granularity: single weights, *n* of four neighbouring input channels (2:4
+# at one half), kernels that share eight patterns, rows of a kernel, kernels, whole filters. Larger units need
+# fewer bits for their places and lose accuracy sooner. Predict before each move which of the two numbers
+# changes more. At which sparsity does the bitmask of single weights cost as much as the weights that are
+# left? (Accuracy on 200 images, before any fine-tuning.)
 
 # %%
 explore.pruning_explorer()

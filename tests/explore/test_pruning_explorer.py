@@ -8,15 +8,27 @@ import pytest
 from tinyml_edu import explore
 from tinyml_edu.explore import pruning
 
+BY_UNITS = ("element", "vector", "kernel", "channel")
 
-@pytest.mark.parametrize("granularity", pruning.UNITS)
+
+@pytest.mark.parametrize("granularity", BY_UNITS)
 def test_encoded_bytes_are_a_bit_for_each_unit_and_a_byte_for_each_kept_weight(granularity):
     units = {"element": 128 * 128 * 9, "vector": 128 * 128 * 3, "kernel": 128 * 128, "channel": 128}
     mask = pruning.masks(0.75, granularity)["features.7.conv.weight"]
     assert pruning.encoded_bytes(mask, granularity) == units[granularity] // 8 + 128 * 128 * 9 // 4
 
 
-@pytest.mark.parametrize("granularity", pruning.UNITS)
+def test_one_of_four_takes_two_bits_a_kept_weight_and_a_pattern_three_bits_a_kernel():
+    kept = 128 * 128 * 9 // 4
+    mask = pruning.masks(0.75, "2:4")["features.7.conv.weight"]
+    assert mask.unflatten(1, (-1, 4)).sum(2).unique().tolist() == [1]
+    assert pruning.encoded_bytes(mask, "2:4") == kept + 2 * kept // 8
+    mask = pruning.masks(2 / 3, "pattern")["features.7.conv.weight"]
+    assert len(mask.flatten(2).flatten(0, 1).unique(dim=0)) == 8
+    assert pruning.encoded_bytes(mask, "pattern") == 128 * 128 * 3 + 128 * 128 * 3 // 8
+
+
+@pytest.mark.parametrize("granularity", BY_UNITS)
 def test_units_stay_or_go_as_a_whole(granularity):
     axes = {"element": (), "vector": (3,), "kernel": (2, 3), "channel": (1, 2, 3)}[granularity]
     mask = pruning.masks(0.5, granularity)["features.4.conv.weight"].numpy()

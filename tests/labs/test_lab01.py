@@ -9,6 +9,9 @@ pytest.importorskip("jupytext", reason="jupytext reads the sources of the labs")
 
 from lab_sources import LABS
 
+from tinyml_edu.checks import lab01_judges
+from tinyml_edu.pruning import sparse
+
 LAB01 = next(lab for lab in LABS if lab.id == "lab01")
 
 
@@ -31,3 +34,14 @@ def test_no_case_of_channel_sorting_is_sorted_already():
             for case in question.cases(np.random.default_rng(seed)):
                 out = question.drive({"apply_channel_sorting": lambda model: model}, case)
                 assert not question.judge(case, out).passed
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.99, 1.0])
+def test_the_bytes_of_the_lab_are_those_of_the_stored_formats(sparsity):
+    """The lab counts values and their places; the library's formats also store pointers, counted apart."""
+    rng = np.random.default_rng(0)
+    mask = rng.random(1003) >= sparsity
+    column = np.where(mask, rng.integers(1, 100, mask.shape), 0).astype(np.int8)[:, None]
+    bitmask, relative = sparse.encode(column.T, "bitmask"), sparse.encode(column, "relative")
+    assert lab01_judges.relative_index_bytes(mask) == relative.values.nbytes + relative.zeros.nbytes
+    assert (mask.size + 7) // 8 + mask.sum() == bitmask.values.nbytes + bitmask.arrays["mask"].nbytes

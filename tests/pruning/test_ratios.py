@@ -1,4 +1,4 @@
-"""Where the sparsity goes: scans, one rank over all layers, batch-norm scales, and the budgeted search."""
+"""Where the sparsity goes: scans, one rank over all layers, and the budgeted search."""
 
 import math
 
@@ -26,8 +26,6 @@ from tinyml_edu.pruning.ratios import (
     global_masks,
     ratios_from_scan,
     sensitivity_scan,
-    slimming_loss,
-    slimming_masks,
     uniform,
 )
 
@@ -98,37 +96,6 @@ def test_a_global_rank_is_not_uniform():
     removed = sum(ratios[name] * w.numel() for name, w in prunable_weights(model).items())
     assert removed == pytest.approx(round(0.5 * (108 + 720)), abs=1e-9)
     assert uniform(model, 0.5) == {"0.weight": 0.5, "4.weight": 0.5}
-
-
-def test_slimming_adds_the_sign_of_the_scale_to_its_gradient_and_touches_nothing_else():
-    model = network()
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([2.0, -1.0, 0.5, 3.0]))
-    x, y = torch.randn(6, 3, 8, 8), torch.randint(5, (6,))
-
-    def gradients(coefficient):
-        model.zero_grad()
-        slimming_loss(model, coefficient)(model(x), x, y, y).backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-    plain, slim = gradients(0.0), gradients(0.25)
-    added = slim["1.weight"] - plain["1.weight"]
-    # One float32 addition to a gradient below 4 in size: 2**-22 at most.
-    assert plain["1.weight"].abs().max() < 4
-    assert (added - 0.25 * torch.tensor([1.0, -1.0, 1.0, 1.0])).abs().max() <= 2**-22
-    assert all(torch.equal(slim[name], plain[name]) for name in plain if name != "1.weight")
-
-
-def test_slimming_removes_the_smallest_scales_but_never_a_whole_layer():
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([0.1, -0.3, 0.2]))
-        model[3].weight.copy_(torch.tensor([1.0, -2.0, 0.9, 3.0]))
-    masks = slimming_masks(model, 4 / 7)  # 0.1, 0.2, 0.3 and 0.9 are the smallest
-    assert masks["1"].tolist() == [False, True, False]
-    assert masks["3"].tolist() == [True, True, False, True]
-    with pytest.raises(UsageError, match="batch norms"):
-        slimming_masks(nn.Linear(2, 2), 0.5)
 
 
 def test_layer_costs_add_up_to_the_macs_of_the_network():

@@ -14,7 +14,7 @@ from torch import nn
 from tinyml_edu import ir, mcu, models, profile
 from tinyml_edu._torchvision import load
 from tinyml_edu.errors import UnknownNameError, UnsupportedOpError, UsageError
-from tinyml_edu.pruning import kept_channels, shrink, structured
+from tinyml_edu.pruning import kept_channels, shrink, surgery
 from tinyml_edu.pruning.dependency import channel_groups
 
 
@@ -121,8 +121,8 @@ def partner_uncut(small, model, kept):
 def partner_cut_by_position(small, model, kept):
     partner_uncut(small, model, kept)
     block, width = small.features[1].second, len(kept["features.0.conv"])
-    structured.keep_outputs(block.conv, torch.arange(width))
-    structured.keep_outputs(block.bn, torch.arange(width))
+    surgery.keep_outputs(block.conv, torch.arange(width))
+    surgery.keep_outputs(block.bn, torch.arange(width))
 
 
 @pytest.mark.parametrize(

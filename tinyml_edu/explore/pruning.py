@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 NETWORK = "vgg_lite.glyphs32"
 IMAGES = 200
 SHOWN_LAYER = "features.7.conv"
-UNITS = {"element": "single weights", "vector": "rows of kernels", "kernel": "kernels", "channel": "filters"}
+UNITS = {
+    "element": "single weights",
+    "2:4": "n of 4 input channels",
+    "pattern": "8 patterns of kernels",
+    "vector": "rows of kernels",
+    "kernel": "kernels",
+    "channel": "filters",
+}
 """Granularities of the explorer, by the names of `tinyml_edu.pruning.granularity`."""
 _UNIT_AXES = {"element": 0, "vector": 1, "kernel": 2, "channel": 3}
+_PATTERN_BITS = 3
 
 
 def weight_histograms(model: nn.Module, paths: Sequence[str]) -> Figure:
@@ -114,9 +122,19 @@ def masks(sparsity: float, granularity: str) -> dict[str, torch.Tensor]:
 
 
 def encoded_bytes(mask: torch.Tensor, granularity: str) -> int:
-    """Return the bytes of a layer (O, I, KH, KW): a bit for each unit, and a byte for each kept weight."""
-    units = int(np.prod(mask.shape[: 4 - _UNIT_AXES[granularity]]))
-    return (units + 7) // 8 + int(mask.sum())
+    """Return the bytes of a layer (O, I, KH, KW): a byte for each kept weight, and what says where it lies.
+
+    That is 2 bits a kept weight for n of 4, the 3-bit number of its pattern for each kernel (the 8 patterns
+    themselves, 9 bytes for 3×3, stand once for the network and are left out), and else a bit for each unit.
+    """
+    kept = int(mask.sum())
+    if granularity == "2:4":
+        bits = 2 * kept
+    elif granularity == "pattern":
+        bits = _PATTERN_BITS * mask.shape[0] * mask.shape[1]
+    else:
+        bits = int(np.prod(mask.shape[: 4 - _UNIT_AXES[granularity]]))
+    return (bits + 7) // 8 + kept
 
 
 @functools.cache

@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submodules=[
         "activation_criteria",
+        "channel_order",
+        "channel_search",
         "channels",
         "criteria",
         "dependency",
@@ -16,10 +18,14 @@ __getattr__, __dir__, __all__ = attach(
         "ratio_search",
         "ratios",
         "schedules",
+        "slimming",
         "sparse",
         "structured",
+        "surgery",
     ],
     attributes={
+        "channel_order": ["reorder_for_n_m"],
+        "channel_search": ["latency_cost", "macs_cost", "search_channel_ratios"],
         "channels": [
             "apply_channel_sorting",
             "channel_prune",
@@ -33,6 +39,7 @@ __getattr__, __dir__, __all__ = attach(
         "ratio_search": ["layer_costs", "search_ratios"],
         "ratios": ["sensitivity_scan"],
         "schedules": ["GradualPruner", "Ticket", "cubic_sparsity", "lottery_ticket"],
-        "structured": ["kept_channels", "shrink"],
+        "slimming": ["slimming_loss"],
+        "structured": ["ChannelPruner", "kept_channels", "shrink"],
     },
 )

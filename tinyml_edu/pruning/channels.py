@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from .structured import keep_inputs, keep_outputs
+from .surgery import keep_inputs, keep_outputs
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

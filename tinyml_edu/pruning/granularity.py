@@ -77,9 +77,11 @@ def pattern_mask(scores: Tensor, sparsity: float, *, patterns: int = 8) -> Tenso
     if patterns < 1:
         raise UsageError(f"the pattern library needs at least one pattern, got {patterns}")
     kernels = _as_4d(scores).flatten(2).flatten(0, 1).double()  # (O * I, KH * KW)
-    own = torch.stack([_lowest_removed(kernel, sparsity) for kernel in kernels])
-    if own.shape[1] > 52:
-        raise UsageError(f"kernels of {own.shape[1]} weights have too many patterns; use element granularity")
+    if kernels.shape[1] > 52:
+        raise UsageError(
+            f"kernels of {kernels.shape[1]} weights have too many patterns; use element granularity"
+        )
+    own = _lowest_removed(kernels, sparsity)
     bits = 2 ** torch.arange(own.shape[1], device=scores.device)
     codes, votes = (own * bits).sum(1).unique(return_counts=True)  # ascending codes
     chosen = codes[torch.argsort(votes, descending=True, stable=True)[:patterns]]
@@ -118,13 +120,13 @@ def _by_unit(scores: Tensor, sparsity: float, within: tuple[int, ...]) -> Tensor
 
 
 def _lowest_removed(scores: Tensor, sparsity: float) -> Tensor:
-    """Return a bool mask (n,) whose ``round(sparsity * n)`` lowest scores are False."""
+    """Return a bool mask (..., n): the ``round(sparsity * n)`` lowest scores of each last axis are False."""
     _check(sparsity)
     if torch.isnan(scores).any():
         raise UsageError("some scores are not numbers and cannot be ranked; check the data and the loss")
-    kept = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    kept[torch.argsort(scores.detach(), stable=True)[: round(sparsity * len(scores))]] = False
-    return kept
+    order = torch.argsort(scores.detach(), dim=-1, stable=True)
+    kept = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+    return kept.scatter(-1, order[..., : round(sparsity * scores.shape[-1])], False)
 
 
 def _check(sparsity: float) -> None:

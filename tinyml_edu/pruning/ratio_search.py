@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from torch import nn
 from .._modes import evaluating
 from ..errors import UsageError
 from .fine_grained import prunable_weights
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -173,35 +175,68 @@ def search_ratios(
         If even ``max_sparsity`` everywhere misses the budget, or a setting is out of range.
     """
     total = sum(cost.macs for cost in costs)
-    if not costs or not 0 <= max_sparsity <= 1 or not 1 <= elite <= population or iterations < 1:
-        raise UsageError(
-            "the search needs layers, 0 <= max_sparsity <= 1, 1 <= elite <= population, iterations >= 1"
-        )
+    if not costs or not 0 <= max_sparsity <= 1:
+        raise UsageError("the search needs layers and 0 <= max_sparsity <= 1")
     if total * (1 - max_sparsity) > budget_macs:
         raise UsageError(
             f"{budget_macs:,.0f} MACs cannot be reached: with max_sparsity={max_sparsity} at least "
             f"{total * (1 - max_sparsity):,.0f} of {total:,} are left; raise the budget or max_sparsity"
         )
+
+    def build(policy: np.ndarray) -> tuple[float, tuple[dict[str, float], float, float]]:
+        ratios = rollout(costs, policy, budget_macs, max_sparsity=max_sparsity)
+        macs = sum(cost.macs * (1 - ratios[cost.name]) for cost in costs)
+        value = reward(evaluate(ratios), macs)
+        return value, (ratios, value, macs)
+
+    best, means = cross_entropy_search(
+        build, population=population, elite=elite, iterations=iterations, seed=seed
+    )
+    return SearchResult(*best, means, population * iterations)
+
+
+def cross_entropy_search(
+    build: Callable[[np.ndarray], tuple[float, Built]],
+    *,
+    population: int,
+    elite: int,
+    iterations: int,
+    seed: int,
+) -> tuple[Built, tuple[float, ...]]:
+    """Return what the best policy builds, and the mean reward of each iteration.
+
+    Parameters
+    ----------
+    build : callable
+        ``build(policy) -> (reward, what the policy stands for)``; the policy is (12,), see `rollout`.
+    population, elite, iterations : int
+        Samples an iteration; those that set the next mean and spread; rounds.
+
+    Raises
+    ------
+    UsageError
+        If a setting is out of range, or no reward is a number.
+    """
+    if not 1 <= elite <= population or iterations < 1:
+        raise UsageError("the search needs 1 <= elite <= population and iterations >= 1")
     rng = np.random.default_rng(seed)
     mean, spread = np.zeros(_STATE_SIZE), np.full(_STATE_SIZE, 2.0)
-    best: tuple[float, dict[str, float], float] = (-math.inf, {}, 0.0)
+    best: tuple[float, list[Built]] = (-math.inf, [])
     means = []
     for _ in range(iterations):
         policies = mean + spread * rng.standard_normal((population, _STATE_SIZE))
         rewards = np.empty(population)
         for i, policy in enumerate(policies):
-            ratios = rollout(costs, policy, budget_macs, max_sparsity=max_sparsity)
-            macs = sum(cost.macs * (1 - ratios[cost.name]) for cost in costs)
-            rewards[i] = reward(evaluate(ratios), macs)
+            rewards[i], built = build(policy)
             if rewards[i] > best[0]:
-                best = (float(rewards[i]), ratios, macs)
+                best = (float(rewards[i]), [built])
         chosen = policies[np.argsort(-rewards, kind="stable")[:elite]]
         # A floor under the spread keeps the search alive after one lucky generation.
         mean, spread = chosen.mean(0), np.maximum(chosen.std(0), 0.1)
         means.append(float(rewards.mean()))
     if not best[1]:
         raise UsageError("no reward was a number; check evaluate")
-    return SearchResult(best[1], best[0], best[2], tuple(means), population * iterations)
+    return best[1][0], tuple(means)
 
 
 def rollout(

@@ -1,6 +1,7 @@
-"""How much to remove from which layer: evenly, by sensitivity, by one global rank, by batch-norm scales.
+"""How much to remove from which layer: evenly, by sensitivity, by one global rank.
 
-The search under a budget of MACs is in :mod:`~tinyml_edu.pruning.ratio_search`.
+Searches under a budget are in :mod:`~tinyml_edu.pruning.ratio_search` (single weights) and
+:mod:`~tinyml_edu.pruning.channel_search`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -121,58 +121,6 @@ def global_magnitude(model: nn.Module, sparsity: float) -> dict[str, float]:
     magnitudes = {name: weight.detach().abs() for name, weight in prunable_weights(model).items()}
     masks = global_masks(magnitudes, sparsity)
     return {name: int((~mask).sum()) / mask.numel() for name, mask in masks.items()}
-
-
-def slimming_loss(model: nn.Module, coefficient: float = 1e-4) -> Callable[..., Tensor]:
-    """Return the loss of network slimming, for ``train.fit(..., loss=...)`` [1]_.
-
-    ``cross_entropy + coefficient * sum |gamma|`` over the scales of all batch norms: what a channel does not
-    need decays to zero while the network trains.
-
-    References
-    ----------
-    .. [1] Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, eq. 1.
-       https://arxiv.org/abs/1708.06519
-    """
-    scales = list(batch_norm_scales(model).values())
-
-    def loss(logits: Tensor, x: Tensor, y: Tensor, indices: Tensor) -> Tensor:  # noqa: ARG001
-        penalty = torch.stack([scale.abs().sum() for scale in scales]).sum()
-        return F.cross_entropy(logits, y) + coefficient * penalty
-
-    return loss
-
-
-def slimming_masks(model: nn.Module, sparsity: float) -> Masks:
-    """Return which channels stay when the smallest batch-norm scales of the whole network go [1]_.
-
-    Returns
-    -------
-    dict of str to Tensor
-        bool (C,), by path of the batch norm.  ``round(sparsity * channels)`` go, one fewer for each layer
-        that would lose all: its largest channel stays.
-
-    References
-    ----------
-    .. [1] Liu et al., ICCV 2017, section 3.3: one threshold for all layers.
-    """
-    scales = batch_norm_scales(model)
-    masks = global_masks({path: scale.abs() for path, scale in scales.items()}, sparsity)
-    for path, mask in masks.items():
-        mask[scales[path].detach().abs().argmax()] = True
-    return masks
-
-
-def batch_norm_scales(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the scales (C,) of the batch norms by module path."""
-    scales = {
-        path: module.weight
-        for path, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.weight is not None
-    }
-    if not scales:
-        raise UsageError("network slimming needs batch norms with scales, and the model has none")
-    return scales
 
 
 def _measured(

@@ -8,33 +8,27 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from .._modes import evaluating
 from ..errors import UnknownNameError, UsageError
 from .criteria import Batches
-from .dependency import ChannelGroup, Dependencies, Layer, find_dependencies
+from .dependency import ChannelGroup, Dependencies, find_dependencies
+from .slimming import bn_scale
+from .surgery import check_runs, cut
 
 Criterion = Callable[..., Mapping[str, torch.Tensor]]
 """``criterion(model, batches, *, seed)`` as in `criteria`: scores by the name of the weight."""
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+Ranking = Literal["group", "global"]
+RANKINGS = ("group", "global")
 
 
-def shrink(
-    model: nn.Module,
-    example: torch.Tensor,
-    ratios: float | Mapping[str, float],
-    *,
-    criterion: str | Criterion = "l1",
-    batches: Batches = (),
-    seed: int = 0,
-    multiple: int = 4,
-) -> nn.Module:
-    """Return a copy of ``model`` with its least important channels removed.
+class ChannelPruner:
+    """Removes channels of one network, again and again: the graph is read and the channels ranked once.
 
     Channels that depend on each other go together (see `dependency`): both sides of a residual add, a
     depthwise convolution and what it reads, the features of a channel after a flatten.  The importance of
@@ -47,15 +41,139 @@ def shrink(
         Any network that `dependency.channel_groups` can read.  It is not changed.
     example : torch.Tensor
         Input (N, C, H, W) or (N, F).
-    ratios : float or mapping of str to float
-        Share of channels to remove, ``0 <= ratio < 1``: of every group, or by the path of any layer of a
-        group (``"features.0.conv"``), the other groups staying whole.
     criterion : str or callable, default="l1"
-        A key of `masking.CRITERIA`, or a function with the signature of `criteria`.
+        A key of `masking.CRITERIA`, ``"bn_scale"`` (network slimming), or a function with the signature of
+        `criteria`.
     batches : sequence of (x, y)
         Examples for a criterion that needs them: float (N, C, H, W) and int64 (N,).
     seed : int, default=0
         For a criterion that draws random numbers.
+
+    Raises
+    ------
+    UsageError
+        If a layer runs twice, or the forward pass has a number of channels written into it.
+    UnsupportedOpError
+        If the network has an operation that is not known here.
+
+    References
+    ----------
+    .. [1] Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.  https://arxiv.org/abs/1608.08710
+    .. [2] Fang et al., DepGraph, CVPR 2023.  https://arxiv.org/abs/2301.12900
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: torch.Tensor,
+        *,
+        criterion: str | Criterion = "l1",
+        batches: Batches = (),
+        seed: int = 0,
+    ) -> None:
+        self.model, self.example = model, example
+        self._found = find_dependencies(model, example)
+        scores = _criterion(criterion)(model, batches, seed=seed)
+        self._importance, self._scores_by_unit = _importance(self._found, scores)
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups of units that may be removed."""
+        return self._found.groups
+
+    def shrink(
+        self, ratios: float | Mapping[str, float], *, ranking: Ranking = "group", multiple: int = 4
+    ) -> nn.Module:
+        """Return a smaller copy of the network, see `shrink`."""
+        stays = self._select(ratios, ranking, multiple)
+        small = copy.deepcopy(self.model)
+        for layer in self._found.layers:
+            cut(small.get_submodule(layer.path), layer, stays)
+        if self._found.layers:
+            check_runs(small, self.example)
+        return small
+
+    def kept_channels(
+        self, ratios: float | Mapping[str, float], *, ranking: Ranking = "group", multiple: int = 4
+    ) -> dict[str, torch.Tensor]:
+        """Return the output channels that `shrink` keeps, see `kept_channels`."""
+        stays = self._select(ratios, ranking, multiple)
+        prunable = {path for group in self.groups for path in group.layers}
+        return {
+            layer.path: torch.from_numpy(np.flatnonzero(stays[layer.outputs]))
+            for layer in self._found.layers
+            if layer.path in prunable
+        }
+
+    def _select(self, ratios: float | Mapping[str, float], ranking: str, multiple: int) -> np.ndarray:
+        """Return which labels stay, bool (labels,)."""
+        if ranking not in RANKINGS:
+            raise UnknownNameError("ranking", ranking, RANKINGS)
+        by_group = _ratio_of_each(self.groups, ratios)
+        if multiple < 1 or not all(0 <= ratio < 1 for ratio in by_group):
+            raise UsageError(
+                f"pruning ratios must satisfy 0 <= ratio < 1 and multiple >= 1, got {ratios}, {multiple}"
+            )
+        if ranking == "global":
+            by_group = self._ratios_of_one_rank(ratios)
+        stays = np.ones(len(self._importance), dtype=bool)
+        for group, ratio in zip(self.groups, by_group):
+            count = _count(len(group), ratio, _units_per_multiple(group, multiple))
+            if count < len(group):
+                values = self._finite(group)
+                stays[group.labels[np.argsort(-values, kind="stable")[count:]]] = False
+        return stays
+
+    def _ratios_of_one_rank(self, ratios: float | Mapping[str, float]) -> list[float]:
+        """Return the share of each group that goes when the units of all groups stand in one rank.
+
+        A unit counts with the mean of its scores: one that many layers write would else stay longer.
+        """
+        if isinstance(ratios, Mapping):
+            raise UsageError("a global ranking takes one ratio for the whole network, not one for each layer")
+        if not self.groups:
+            return []
+        means = [self._finite(group) / self._scores_by_unit[group.labels] for group in self.groups]
+        flat = np.concatenate(means)
+        goes = np.zeros(len(flat), dtype=bool)
+        goes[np.argsort(flat, kind="stable")[: round(ratios * len(flat))]] = True
+        parts = np.split(goes, np.cumsum([len(mean) for mean in means])[:-1])
+        return [float(part.mean()) for part in parts]
+
+    def _finite(self, group: ChannelGroup) -> np.ndarray:
+        """Return the importance of the group's units, (units,)."""
+        values = self._importance[group.labels]
+        if not np.isfinite(values).all():
+            raise UsageError(
+                f"the criterion gives no finite score to {int((~np.isfinite(values)).sum())} channels of "
+                f"{', '.join(group.layers)}; check the weights, or use another criterion"
+            )
+        return values
+
+
+def shrink(
+    model: nn.Module,
+    example: torch.Tensor,
+    ratios: float | Mapping[str, float],
+    *,
+    criterion: str | Criterion = "l1",
+    batches: Batches = (),
+    seed: int = 0,
+    ranking: Ranking = "group",
+    multiple: int = 4,
+) -> nn.Module:
+    """Return a copy of ``model`` with its least important channels removed.
+
+    Parameters
+    ----------
+    model, example, criterion, batches, seed
+        See `ChannelPruner`.
+    ratios : float or mapping of str to float
+        Share of channels to remove, ``0 <= ratio < 1``: of every group, or by the path of any layer of a
+        group (``"features.0.conv"``), the other groups staying whole.
+    ranking : {"group", "global"}
+        "global" ranks the channels of all groups together by the mean of their scores; the ratio is then
+        that of the whole network.  With ``criterion="bn_scale"`` this is network slimming [1]_.
     multiple : int, default=4
         Where channels are removed, the number kept is rounded to a multiple of this, at least one of it.
 
@@ -67,10 +185,7 @@ def shrink(
     Raises
     ------
     UsageError
-        If a ratio is out of range, a path is not one of the layers, a channel has no finite score, a layer
-        runs twice, or the forward pass has a number of channels written into it.
-    UnsupportedOpError
-        If the network has an operation that is not known here.
+        Also if a ratio is out of range, a path is not one of the layers, or a channel has no finite score.
 
     Notes
     -----
@@ -79,18 +194,10 @@ def shrink(
 
     References
     ----------
-    .. [1] Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.  https://arxiv.org/abs/1608.08710
-    .. [2] Fang et al., DepGraph, CVPR 2023.  https://arxiv.org/abs/2301.12900
+    .. [1] Liu et al., Network Slimming, ICCV 2017, section 3.3.  https://arxiv.org/abs/1708.06519
     """
-    found = find_dependencies(model, example)
-    scores = _criterion(criterion)(model, batches, seed=seed)
-    stays = _select(found, ratios, scores, multiple)
-    small = copy.deepcopy(model)
-    for layer in found.layers:
-        _cut(small.get_submodule(layer.path), layer, stays)
-    if found.layers:
-        _check_runs(small, example)
-    return small
+    pruner = ChannelPruner(model, example, criterion=criterion, batches=batches, seed=seed)
+    return pruner.shrink(ratios, ranking=ranking, multiple=multiple)
 
 
 def kept_channels(
@@ -101,48 +208,15 @@ def kept_channels(
     criterion: str | Criterion = "l1",
     batches: Batches = (),
     seed: int = 0,
+    ranking: Ranking = "group",
     multiple: int = 4,
 ) -> dict[str, torch.Tensor]:
     """Return the output channels that `shrink` keeps: int64, ascending, by the path of the layer.
 
     Only layers with a channel that could go are listed, in execution order.
     """
-    found = find_dependencies(model, example)
-    scores = _criterion(criterion)(model, batches, seed=seed)
-    stays = _select(found, ratios, scores, multiple)
-    prunable = {path for group in found.groups for path in group.layers}
-    return {
-        layer.path: torch.from_numpy(np.flatnonzero(stays[layer.outputs]))
-        for layer in found.layers
-        if layer.path in prunable
-    }
-
-
-def _select(
-    found: Dependencies,
-    ratios: float | Mapping[str, float],
-    scores: Mapping[str, torch.Tensor],
-    multiple: int,
-) -> np.ndarray:
-    """Return which labels stay, bool (labels,)."""
-    by_group = _ratio_of_each(found.groups, ratios)
-    if multiple < 1 or not all(0 <= ratio < 1 for ratio in by_group):
-        raise UsageError(
-            f"pruning ratios must satisfy 0 <= ratio < 1 and multiple >= 1, got {ratios}, {multiple}"
-        )
-    importance = _importance(found, scores)
-    stays = np.ones(len(importance), dtype=bool)
-    for group, ratio in zip(found.groups, by_group):
-        count = _count(len(group), ratio, _units_per_multiple(group, multiple))
-        if count < len(group):
-            values = importance[group.labels]
-            if not np.isfinite(values).all():
-                raise UsageError(
-                    f"the criterion gives no finite score to {int((~np.isfinite(values)).sum())} channels of "
-                    f"{', '.join(group.layers)}; check the weights, or use another criterion"
-                )
-            stays[group.labels[np.argsort(-values, kind="stable")[count:]]] = False
-    return stays
+    pruner = ChannelPruner(model, example, criterion=criterion, batches=batches, seed=seed)
+    return pruner.kept_channels(ratios, ranking=ranking, multiple=multiple)
 
 
 def _criterion(criterion: str | Criterion) -> Criterion:
@@ -150,22 +224,24 @@ def _criterion(criterion: str | Criterion) -> Criterion:
         return criterion
     from .masking import CRITERIA
 
-    if criterion not in CRITERIA:
-        raise UnknownNameError("criterion", criterion, CRITERIA)
-    return CRITERIA[criterion]
+    known = {**CRITERIA, "bn_scale": bn_scale}
+    if criterion not in known:
+        raise UnknownNameError("criterion", criterion, known)
+    return known[criterion]
 
 
-def _importance(found: Dependencies, scores: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Return the importance of each unit by its label, (labels,); NaN where nothing scores it."""
+def _importance(found: Dependencies, scores: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return by label the summed score of each unit, NaN where nothing scores it, and how many it sums."""
     labels = max((int(x.max()) for n in found.layers for x in (n.inputs, n.outputs)), default=-1) + 1
-    total, scored = np.zeros(labels), np.zeros(labels, dtype=bool)
+    total, count = np.zeros(labels), np.zeros(labels, dtype=np.int64)
     reads = all(score.shape[0] == 1 for score in scores.values())
     for layer in found.layers:
         score = scores.get(f"{layer.path}.weight")
         if score is None:
             continue
         by_channel = score.detach().cpu().double()
-        by_channel = by_channel.transpose(0, 1).flatten(1).sum(1) if reads else by_channel.flatten(1).sum(1)
+        by_channel = by_channel.transpose(0, 1) if reads else by_channel
+        by_channel = by_channel.reshape(len(by_channel), -1).sum(1)
         channels = layer.inputs if reads else layer.outputs
         if len(by_channel) != len(channels):
             raise UsageError(
@@ -173,8 +249,8 @@ def _importance(found: Dependencies, scores: Mapping[str, torch.Tensor]) -> np.n
                 f"one for each of {len(channels)} channels; see pruning.criteria for the shapes"
             )
         np.add.at(total, channels, by_channel.numpy())
-        scored[channels] = True
-    return np.where(scored, total, np.nan)
+        np.add.at(count, channels, 1)
+    return np.where(count > 0, total, np.nan), count
 
 
 def _ratio_of_each(groups: tuple[ChannelGroup, ...], ratios: float | Mapping[str, float]) -> list[float]:
@@ -213,68 +289,3 @@ def _count(channels: int, ratio: float, multiple: int) -> int:
     if ratio == 0:
         return channels
     return min(channels, multiple * max(1, math.floor(channels * (1 - ratio) / multiple + 0.5)))
-
-
-def _cut(module: nn.Module, layer: Layer, stays: np.ndarray) -> None:
-    """Remove from one module the channels that do not stay, in place."""
-    inputs, outputs = (torch.from_numpy(np.flatnonzero(stays[x])) for x in (layer.inputs, layer.outputs))
-    if len(outputs) < len(layer.outputs):
-        keep_outputs(module, outputs)
-    if len(inputs) < len(layer.inputs) and layer.op != "BATCH_NORM":
-        keep_inputs(module, inputs)
-
-
-def keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
-    """Reduce a Conv2d, Linear or batch norm to the output channels ``index`` (O',), in this order."""
-    names = ("weight", "bias", "running_mean", "running_var")
-    for name in names if isinstance(module, _NORMS) else names[:2]:
-        value = getattr(module, name)
-        if isinstance(value, nn.Parameter):
-            setattr(module, name, _parameter(value[index.to(value.device)], value))
-        elif value is not None:
-            setattr(module, name, value[index.to(value.device)].clone())
-    if isinstance(module, nn.Conv2d):
-        module.out_channels = len(index)
-    elif isinstance(module, nn.Linear):
-        module.out_features = len(index)
-    elif isinstance(module, _NORMS):
-        module.num_features = len(index)
-
-
-def keep_inputs(module: nn.Module, index: torch.Tensor) -> None:
-    """Reduce a Conv2d or Linear to the input channels ``index`` (I',), in this order.
-
-    A depthwise convolution loses the groups of the other channels; its outputs are cut by `keep_outputs`.  In
-    another grouped convolution ``index`` holds the same positions of every group.
-    """
-    weight = module.get_parameter("weight")
-    index = index.to(weight.device)
-    if isinstance(module, nn.Linear):
-        module.weight, module.in_features = _parameter(weight[:, index], weight), len(index)
-        return
-    assert isinstance(module, nn.Conv2d)
-    if weight.shape[1] == 1 < module.groups:
-        module.groups = len(index)
-    else:
-        columns = index[index < weight.shape[1]]  # the positions within the first group
-        module.weight = _parameter(weight[:, columns], weight)
-    module.in_channels = len(index)
-
-
-def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
-
-
-def _check_runs(model: nn.Module, example: torch.Tensor) -> None:
-    """Run the cut network once: its Python code may hold the old number of channels."""
-    like = next(model.parameters())
-    examples = example if isinstance(example, tuple) else (example,)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*(x[:1].to(like.device, like.dtype) for x in examples))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"the forward pass of {type(model).__name__} fixes a number of channels ({reason}); "
-            "write x.flatten(1) instead of a view with that number"
-        ) from error
