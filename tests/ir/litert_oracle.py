@@ -1,17 +1,24 @@
-"""A writer of small int8 .tflite files and a runner for them: LiteRT's reference kernels as an oracle.
+"""LiteRT's reference kernels as an oracle: a runner, a comparison, and a raw writer of small files.
 
-The writer shares no code with the reader under test: it uses LiteRT's own schema bindings.
+`Reference` and `compare` serve the tests of kernels and of `ir.write_tflite`.  `ModelWriter` serves the tests
+of `ir.read_tflite`: it uses LiteRT's own schema bindings, so that it shares no code with the library, and it
+writes what the library's writer refuses, files that are wrong or that other exporters lay out differently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from tinyml_edu import ir
+from tinyml_edu.ir import Graph, Kind, Node
 
 TYPES = {
     "int8": schema.TensorType.INT8,
@@ -135,3 +142,53 @@ def codes(rng: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]:
         np.full(shape, 127, np.int8),
         rng.choice(ends, shape),
     ]
+
+
+class Comparison(NamedTuple):
+    """Codes compared, and how many of them differ.
+
+    ``fast`` is the largest difference between the two requantizations of one layer, given the same inputs.
+    """
+
+    compared: int
+    different: int
+    fast: int
+
+
+def compare(graph: Graph, content: bytes, inputs: Sequence[Sequence[np.ndarray]]) -> Comparison:
+    """Run ``graph`` and the file on every input and compare each node's output that the file has too.
+
+    Parameters
+    ----------
+    graph : Graph
+        What computes with `ir.run`.
+    content : bytes
+        A .tflite file with tensors of the same names.
+    inputs : sequence of sequence of ndarray int8 (1, ...)
+        For each input of the graph, its values, as from `codes`.
+    """
+    reference = Reference(content)
+    batch = {name: np.concatenate(x) for name, x in zip(graph.inputs, inputs, strict=True)}
+    values, compared, different = ir.run(graph, batch, keep=True), 0, 0
+    outputs = [node.outputs[0] for node in graph.nodes]
+    for i, one in enumerate(zip(*inputs, strict=True)):
+        want = reference.run(*one)
+        assert set(graph.outputs) <= set(want), "the file has no tensor by the name of an output"
+        for name in set(outputs) & set(want):
+            rows = len(values[name]) // len(inputs[0])
+            got = values[name][i * rows : (i + 1) * rows]
+            compared += got.size
+            different += int((got != want[name]).sum()) if got.shape == want[name].shape else got.size
+    fast = max(fast_difference(graph, node, values) for node in graph.nodes)
+    return Comparison(compared, different, fast)
+
+
+def fast_difference(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> int:
+    """Return the largest difference, in codes, of one node with ``requant="fast"`` on the inputs it had."""
+    alone = Graph(node.name, nodes=[node], outputs=node.outputs)
+    for name in dict.fromkeys((*node.inputs, *node.outputs)):
+        flows = name in node.inputs and graph[name].kind is not Kind.CONSTANT
+        alone.add(replace(graph[name], kind=Kind.INPUT) if flows else graph[name])
+        alone.inputs += (name,) if flows else ()
+    fast = ir.run(alone, {name: values[name] for name in alone.inputs}, requant="fast")
+    return int(np.abs(fast.astype(int) - values[node.outputs[0]]).max())

@@ -29,6 +29,20 @@ def test_activation_range(scale, zero_point, activation, limits):
     assert int_params.activation_range(Quant.per_tensor(scale, zero_point), activation) == limits
 
 
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "bits", "activation", "limits"),
+    [
+        (0.1, 3, 4, "none", (-8, 7)),
+        (0.1, 3, 4, "relu", (3, 7)),
+        (1.0, -8, 4, "relu6", (-8, -2)),
+        (0.1, -2, 2, "relu6", (-2, 1)),
+        (0.1, -64, 7, "none", (-64, 63)),
+    ],
+)
+def test_activation_range_honours_the_width(scale, zero_point, bits, activation, limits):
+    assert int_params.activation_range(Quant.per_tensor(scale, zero_point, bits), activation) == limits
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(GraphError, match="unknown activation 'tanh'"):
         int_params.activation_range(Quant.per_tensor(1.0, 0), "tanh")

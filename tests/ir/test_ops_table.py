@@ -93,7 +93,8 @@ def test_every_op_says_how_it_rounds():
         ("PAD", A.Pad(((0, 0), (1, 0))), [(1, 4, 4)], "lists 2 axes"),
         ("PAD", A.Pad(((1, 0), (1, 0))), [(1, 4)], "batch axis"),
         ("RESHAPE", A.Reshape((1, 5)), [(1, 2, 2)], "changes the number of values"),
-        ("SOFTMAX", A.Softmax(), [()], "at least one value"),
+        ("SOFTMAX", A.Softmax(), [()], "needs a batch axis and one with values"),
+        ("SOFTMAX", A.Softmax(), [(4,)], "needs a batch axis and one with values"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(op, attrs, shapes, message):

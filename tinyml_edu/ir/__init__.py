@@ -14,6 +14,11 @@ __getattr__, __dir__, __all__ = attach(
         "integer_kernels",
         "ops",
         "tflite",
+        "tflite_checks",
+        "tflite_pack",
+        "tflite_padding",
+        "tflite_tensors",
+        "tflite_writer",
         "windows",
     ],
     attributes={
@@ -21,5 +26,6 @@ __getattr__, __dir__, __all__ = attach(
         "ops": ["OPS", "OpSpec", "infer_shape", "input_region", "macs"],
         "execute": ["run"],
         "tflite": ["read_tflite"],
+        "tflite_writer": ["write_tflite"],
     },
 )

@@ -35,15 +35,27 @@ class Quant:
     """Affine quantization: ``r = scale * (q - zero_point)`` (Jacob et al., CVPR 2018, eq. 1).
 
     ``scale`` (float32) and ``zero_point`` (int32) have shape (1,), or (channels,) along ``axis``.
+    ``bits``, 2 to 8, is the width of int8 codes: a narrower code lives in an int8 array and never leaves
+    ``[-2**(bits - 1), 2**(bits - 1) - 1]``.  It says nothing about int32 codes (biases).
     """
 
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int | None = None
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise GraphError(f"codes in an int8 array have 2 to 8 bits, got {self.bits}")
 
     @classmethod
-    def per_tensor(cls, scale: float, zero_point: int) -> Quant:
-        return cls(np.array([scale], np.float32), np.array([zero_point], np.int32))
+    def per_tensor(cls, scale: float, zero_point: int, bits: int = 8) -> Quant:
+        return cls(np.array([scale], np.float32), np.array([zero_point], np.int32), bits=bits)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest int8 code, (-128, 127) for 8 bits."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
     def item(self) -> tuple[float, int]:
         """Return ``(scale, zero_point)`` of a per-tensor quantization; the scale is the float32 value."""
@@ -53,9 +65,9 @@ class Quant:
 
     def quantize(self, r: np.ndarray, dtype: str = "int8") -> np.ndarray:
         """Return codes of ``r``, rounded half to even, clamped before the cast."""
-        info = np.iinfo(dtype)
+        low, high = self.limits if dtype == "int8" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         q = np.rint(r / self._along(self.scale, r.ndim)) + self._along(self.zero_point, r.ndim)
-        return np.clip(q, info.min, info.max).astype(dtype)
+        return np.clip(q, low, high).astype(dtype)
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """Return float32 values of the codes ``q``."""

@@ -151,8 +151,8 @@ def _reshape_shape(a: A.Reshape, x: Shape) -> Shape:
     return a.shape
 
 
-def _same_shape(a: Any, x: Shape) -> Shape:
-    _need(len(x) > 0 and x[-1] > 0, f"at least one value is needed, got shape {x}")
+def _softmax_shape(a: Any, x: Shape) -> Shape:
+    _need(len(x) > 1 and x[-1] > 0, f"SOFTMAX needs a batch axis and one with values, got shape {x}")
     return x
 
 
@@ -250,7 +250,7 @@ OPS: dict[str, OpSpec] = {
         _no_params, integer_kernels.reshape, float_kernels.reshape,
     ),
     "SOFTMAX": OpSpec(
-        A.Softmax, _same_shape, _no_macs, None, "half up to 1/256, exponentials from a 256-entry table",
+        A.Softmax, _softmax_shape, _no_macs, None, "half up to 1/256, exponentials from a 256-entry table",
         int_params.softmax_table, integer_kernels.softmax, float_kernels.softmax,
     ),
 }  # fmt: skip

@@ -32,8 +32,26 @@ class QuantizedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the constants: int8 weights and int32 biases."""
+        """Bytes of the constants as the int8 graph stores them: one for each weight, four for each bias.
+
+        Codes of fewer than 8 bits count as whole bytes here: that is what the int8 kernels read.
+        """
         return sum(tensor.nbytes for tensor in self.graph.constants())
+
+    @property
+    def packed_weight_bytes(self) -> int:
+        """Bytes of the constants with their codes packed: what a file or a sub-byte kernel would hold.
+
+        A tensor of ``n`` codes of ``b`` bits takes ``ceil(n * b / 8)`` bytes and 4 for each float32 scale;
+        an int32 bias takes 4 bytes and no scale, for its scale is ``s_x * s_w``.
+        """
+        total = 0
+        for tensor in self.graph.constants():
+            if tensor.dtype == "int8" and tensor.quant is not None:
+                total += -(-tensor.nbytes * tensor.quant.bits // 8) + 4 * tensor.quant.scale.size
+            else:
+                total += tensor.nbytes
+        return total
 
     def input_codes(self, x: Any) -> np.ndarray:
         """Return real inputs as int8 codes, batch first, in the stored layout.
@@ -77,6 +95,10 @@ class QuantizedModel:
     def save(self, path: str | Path) -> None:
         """Write the int8 graph to a ``.safetensors`` file: whole, or not at all."""
         storage.save_graph(self.graph, Path(path))
+
+    def write_tflite(self, path: str | Path) -> None:
+        """Write the int8 graph as a ``.tflite`` file that takes and returns codes, see `ir.write_tflite`."""
+        ir.write_tflite(self.graph, path)
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedModel:
