@@ -69,7 +69,7 @@ class Mean(Structure):
     _fields_ = [
         ("keep", c_int32 * 3),
         ("reduce", c_int32 * 2),
-        *((n, c_int32) for n in ("x_zp", "y_zp", "multiplier", "exponent")),
+        *((n, c_int32) for n in ("x_zp", "y_zp", "multiplier", "exponent", "y_min", "y_max")),
     ]
 
 
@@ -115,7 +115,7 @@ def add():
 
 
 def mean():
-    return Mean((c_int32 * 3)(1, 2, 1), (c_int32 * 2)(4, 1), 0, 0, 2**30, -1)
+    return Mean((c_int32 * 3)(1, 2, 1), (c_int32 * 2)(4, 1), 0, 0, 2**30, -1, -128, 127)
 
 
 def pad():
@@ -180,7 +180,8 @@ WRONG_PARAMETERS = {
     "te_max_pool2d_s8": ["pad_top=2", "stride_w=5", "stride_h=0", "y_min=1 y_max=0"],
     "te_add_s8": ["x1_zp=128", "x2_zp=-129", "y_zp=999", "exponent_1=1", "multiplier_2=1073741825",
                   "multiplier_y=-1", "exponent_y=31", "exponent_1=-32", "y_max=128"],
-    "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32"],
+    "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32",
+                   "y_min=-129", "y_max=128", "y_min=1 y_max=0"],
     "te_pad_s8": ["zp=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
 }  # fmt: skip
 

@@ -62,8 +62,8 @@ def batch(n: int, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, *shape)).astype(np.float32)
 
 
-def oracle_quants(graph: Graph, ranges) -> dict[str, tuple[float, int]]:
-    """Return (scale, zero point) of each activation, by the definition and not by the library."""
+def oracle_quants(graph: Graph, ranges, bits: int = 8) -> dict[str, tuple[float, int, int]]:
+    """Return (scale, zero point, bits) of each activation, by the definition and not by the library."""
     group = {name: name for name in graph.inputs}
     for node in graph.nodes:
         shares = node.op in ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
@@ -72,10 +72,12 @@ def oracle_quants(graph: Graph, ranges) -> dict[str, tuple[float, int]]:
     for name, top in group.items():
         members = [ranges[n] for n, t in group.items() if t == top]
         low, high = min(0.0, *(r[0] for r in members)), max(0.0, *(r[1] for r in members))
-        scale = float(np.float32((high - low) / 255))
-        result[name] = (scale, round(-128 - low / ((high - low) / 255)))
+        outer = any(t == top and n in (*graph.inputs, *graph.outputs) for n, t in group.items())
+        width = 8 if outer else bits
+        step, lowest = (high - low) / (2**width - 1), -(2 ** (width - 1))
+        result[name] = (float(np.float32(step)), round(lowest - low / step), width)
         if any(node.op == "SOFTMAX" and node.outputs[0] == top for node in graph.nodes):
-            result[name] = (1 / 256, -128)
+            result[name] = (1 / 256, -128, 8)
     return result
 
 
@@ -113,10 +115,12 @@ def real_output(graph: Graph, node: Node, inputs: list[np.ndarray], weights: np.
     return (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).numpy()
 
 
-def largest_code_errors(graph: Graph, int8: Graph, ranges, x: np.ndarray) -> dict[str, int]:
+def largest_code_errors(
+    graph: Graph, int8: Graph, ranges, x: np.ndarray, weight_bits: int = 8, bits: int = 8
+) -> dict[str, int]:
     """Return the largest distance of each node, in codes, to the reference fed with the node's own inputs."""
-    quants = oracle_quants(graph, ranges)
-    scale, zero_point = quants[graph.inputs[0]]
+    quants = oracle_quants(graph, ranges, bits)
+    scale, zero_point, _ = quants[graph.inputs[0]]
     codes = np.clip(np.rint(x / scale) + zero_point, -128, 127).astype(np.int8)
     kept = ir.run(int8, codes, keep=True)
     errors = {}
@@ -126,13 +130,14 @@ def largest_code_errors(graph: Graph, int8: Graph, ranges, x: np.ndarray) -> dic
         ]
         weights = None
         if node.op in LINEAR:
-            w = graph[node.inputs[1]].data.astype(np.float64)
+            w, q_max = graph[node.inputs[1]].data.astype(np.float64), 2 ** (weight_bits - 1) - 1
             axes = tuple(range(3)) if node.op == "DEPTHWISE_CONV_2D" else tuple(range(1, w.ndim))
-            step = (np.abs(w).max(axis=axes, keepdims=True) / 127).astype(np.float32).astype(np.float64)
+            step = (np.abs(w).max(axis=axes, keepdims=True) / q_max).astype(np.float32).astype(np.float64)
             weights = np.rint(w / step) * step
-        y_scale, y_zp = quants[node.outputs[0]]
+        y_scale, y_zp, y_bits = quants[node.outputs[0]]
         real = real_output(graph, node, inputs, weights)
-        expected = np.clip(np.rint(real / y_scale) + y_zp, -128, 127).astype(int)
+        lowest, highest = -(2 ** (y_bits - 1)), 2 ** (y_bits - 1) - 1
+        expected = np.clip(np.rint(real / y_scale) + y_zp, lowest, highest).astype(int)
         errors[node.name] = int(np.abs(kept[node.outputs[0]].astype(int) - expected).max())
     return errors
 
@@ -338,9 +343,19 @@ def test_an_int8_graph_is_not_quantized_again():
         quantize(int8, calibration=x)
 
 
-@pytest.mark.parametrize("change", [{"weight_bits": 4}, {"activation_bits": 16}, {"observer": "percentile"}])
-def test_what_does_not_exist_yet_is_said(change):
-    with pytest.raises(UsageError, match="does not exist yet; use"):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weight_bits": 1}, "weight_bits is 1; choose a whole number from 2 to 8"),
+        ({"activation_bits": 16}, "activation_bits is 16"),
+        ({"weight_bits": 4.0}, "weight_bits is 4.0"),
+        ({"weight_bits": True}, "weight_bits is True"),
+        ({"weight_bits_by_layer": {"conv": 9}}, r"weight_bits_by_layer\['conv'\] is 9"),
+        ({"observer": "percentil"}, "did you mean 'percentile'"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_a_usage_error(change, words):
+    with pytest.raises(UsageError, match=words):
         replace(QuantConfig(), **change)
 
 

@@ -279,6 +279,8 @@ def _mean(emitter: Emitter, i: int, node: Node) -> Parts:
         "y_zp": p.y_zp,
         "multiplier": p.multiplier,
         "exponent": p.exponent,
+        "y_min": p.y_min,
+        "y_max": p.y_max,
     }
     definitions: list[str] = []
     source = emitter.pointer(node.inputs[0], definitions, f"x_{i}")

@@ -15,6 +15,25 @@ class AffineParams(NamedTuple):
     zero_point: int
 
 
+def get_quantized_range(bitwidth: int) -> tuple[int, int]:
+    """Return the smallest and the largest signed code of ``bitwidth`` bits.
+
+    Examples
+    --------
+    >>> get_quantized_range(4)
+    (-8, 7)
+    """
+    if isinstance(bitwidth, bool) or not 2 <= bitwidth <= 32:
+        raise ValueError(f"bits must lie between 2 and 32, got {bitwidth}")
+    return -(2 ** (bitwidth - 1)), 2 ** (bitwidth - 1) - 1
+
+
+def _code_range(bits: int) -> tuple[int, int]:
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits must lie between 2 and 16, got {bits}")
+    return get_quantized_range(bits)
+
+
 def affine_params(x_min: float, x_max: float, *, bits: int = 8) -> AffineParams:
     """Return the scale and zero point that map ``[x_min, x_max]`` onto signed codes.
 
@@ -51,12 +70,10 @@ def affine_params(x_min: float, x_max: float, *, bits: int = 8) -> AffineParams:
     >>> affine_params(-1.0, 3.0)
     AffineParams(scale=0.01568627450980392, zero_point=-64)
     """
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must lie between 2 and 16, got {bits}")
+    q_min, q_max = _code_range(bits)
     if not (math.isfinite(x_min) and math.isfinite(x_max) and x_min <= x_max):
         raise ValueError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
     low, high = min(float(x_min), 0.0), max(float(x_max), 0.0)
-    q_min, q_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scale = (high - low) / (q_max - q_min)
     if not (0 < scale < math.inf):
         raise ValueError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
@@ -75,7 +92,7 @@ def symmetric_scale(w: np.ndarray, axis: int | None, *, bits: int = 8) -> np.nda
     axis : int or None
         Axis of the output channels, one scale each; None: one scale for the whole tensor.
     bits : int, default=8
-        ``q_max = 2**(bits - 1) - 1``; the code ``-2**(bits - 1)`` is not used [1]_.
+        2 to 16.  ``q_max = 2**(bits - 1) - 1``; the code ``-2**(bits - 1)`` is not used [1]_.
 
     Returns
     -------
@@ -86,7 +103,7 @@ def symmetric_scale(w: np.ndarray, axis: int | None, *, bits: int = 8) -> np.nda
     ----------
     .. [1] Jacob et al., CVPR 2018, section 2.4 (weights never take the value -128).
     """
-    q_max = 2 ** (bits - 1) - 1
+    _, q_max = _code_range(bits)
     magnitude = np.abs(np.asarray(w, np.float64))
     if axis is None:
         return magnitude.max(initial=0.0).reshape(1) / q_max
@@ -94,7 +111,7 @@ def symmetric_scale(w: np.ndarray, axis: int | None, *, bits: int = 8) -> np.nda
 
 
 def quantize_weight(w: np.ndarray, scale: np.ndarray, axis: int | None, *, bits: int = 8) -> np.ndarray:
-    """Return the int8 codes ``round(w / scale)``, ties to even, clamped to ``[-q_max, q_max]``.
+    """Return the codes ``round(w / scale)``, ties to even, clamped to ``[-q_max, q_max]``.
 
     Parameters
     ----------
@@ -102,10 +119,101 @@ def quantize_weight(w: np.ndarray, scale: np.ndarray, axis: int | None, *, bits:
         Real weights.
     scale : ndarray
         Positive scales, (channels,) along ``axis`` or (1,).
+    bits : int, default=8
+        2 to 16.
+
+    Returns
+    -------
+    ndarray
+        Shape of ``w``; int8 up to 8 bits, int16 above.
     """
-    q_max = 2 ** (bits - 1) - 1
+    _, q_max = _code_range(bits)
     shape = [1] * w.ndim
     if axis is not None:
         shape[axis] = -1
     steps = np.asarray(w, np.float64) / np.asarray(scale, np.float64).reshape(shape)
-    return np.clip(np.rint(steps), -q_max, q_max).astype(np.int8)
+    return np.clip(np.rint(steps), -q_max, q_max).astype(_code_type(bits))
+
+
+def _code_type(bits: int) -> type[np.signedinteger]:
+    return np.int8 if bits <= 8 else np.int16
+
+
+class GroupQuantized(NamedTuple):
+    """Codes (..., n) and one scale and zero point for each group, (..., ceil(n / group_size))."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+
+def group_quantize(w: np.ndarray, bits: int, group_size: int, *, symmetric: bool) -> GroupQuantized:
+    """Quantize runs of ``group_size`` values along the last axis, each run with its own scale.
+
+    Parameters
+    ----------
+    w : ndarray (..., n)
+        Real, finite values.
+    bits : int
+        2 to 16.
+    group_size : int
+        Values in a group; the last group of a row is short where ``n`` is no multiple of it.
+    symmetric : bool
+        Zero point 0 and codes in ``[-q_max, q_max]``; else affine codes over the group's range, widened
+        to contain 0, as `affine_params` has them.
+
+    Returns
+    -------
+    GroupQuantized
+        ``codes`` int8 (int16 above 8 bits) of the shape of ``w``, ``scales`` float32, ``zero_points`` int32.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, or ``bits`` or ``group_size`` makes no sense.
+
+    Notes
+    -----
+    ``scale * (code - zero_point)`` is off by at most ``scale / 2``, plus 1e-7 of the group's range where an
+    end of it is rounded with the float32 scale.
+
+    Examples
+    --------
+    >>> group_quantize(np.array([[0.0, 1.0, -7.0, 70.0, 0.0]]), 4, 3, symmetric=True)
+    GroupQuantized(codes=array([[ 0,  1, -7,  7,  0]], dtype=int8),
+                   scales=array([[ 1., 10.]], dtype=float32),
+                   zero_points=array([[0, 0]], dtype=int32))
+    """
+    q_min, q_max = _code_range(bits)
+    groups = _grouped(w, group_size)  # (..., groups, group_size)
+    low, high = groups.min(axis=-1, initial=0.0), groups.max(axis=-1, initial=0.0)
+    wanted = np.maximum(high, -low) / q_max if symmetric else (high - low) / (q_max - q_min)
+    scales = np.maximum(wanted, np.finfo(np.float32).tiny).astype(np.float32)
+    scales[wanted == 0] = 1.0
+    steps = scales.astype(np.float64)
+    zero_points = np.zeros(steps.shape) if symmetric else np.clip(np.rint(q_min - low / steps), q_min, q_max)
+    codes = np.rint(groups / steps[..., None]) + zero_points[..., None]
+    codes = np.clip(codes, -q_max if symmetric else q_min, q_max).astype(_code_type(bits))
+    flat = codes.reshape(*codes.shape[:-2], -1)[..., : np.shape(w)[-1]]
+    return GroupQuantized(flat, scales, zero_points.astype(np.int32))
+
+
+def group_dequantize(quantized: GroupQuantized, group_size: int) -> np.ndarray:
+    """Return the float32 values (..., n) that the codes of `group_quantize` stand for."""
+    codes = _grouped(quantized.codes, group_size)
+    values = (codes - quantized.zero_points[..., None]) * quantized.scales[..., None].astype(np.float64)
+    flat = values.reshape(*values.shape[:-2], -1)
+    return flat[..., : quantized.codes.shape[-1]].astype(np.float32)
+
+
+def _grouped(w: np.ndarray, group_size: int) -> np.ndarray:
+    """Return ``w`` (..., n) as float64 (..., groups, group_size), the last group filled up with zeros."""
+    w = np.asarray(w, np.float64)
+    if group_size < 1 or w.ndim == 0:
+        raise ValueError(f"groups of {group_size} values cannot be cut from an array of shape {w.shape}")
+    if not np.isfinite(w).all():
+        raise ValueError("a value to quantize is NaN or infinite; check the weights")
+    groups = -(-w.shape[-1] // group_size)
+    filled = np.zeros((*w.shape[:-1], groups * group_size))
+    filled[..., : w.shape[-1]] = w
+    return filled.reshape(*w.shape[:-1], groups, group_size)

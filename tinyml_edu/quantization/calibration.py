@@ -8,14 +8,16 @@ import numpy as np
 
 from .. import ir
 from ..data.dataset import normalised
-from ..errors import UsageError
+from ..errors import UnknownNameError, UsageError
 from ..ir.graph import Graph
+from .activations import Range, activation_widths
+from .observers import OBSERVERS, Observer
 
-Range = tuple[float, float]
 
-
-def calibrate(graph: Graph, x: Any, *, batch_size: int = 32) -> dict[str, Range]:
-    """Return ``(min, max)`` of every input and activation of a float graph, widened to contain 0.
+def calibrate(
+    graph: Graph, x: Any, *, observer: str = "minmax", bits: int = 8, batch_size: int = 32
+) -> dict[str, Range]:
+    """Return ``(low, high)`` of every input and activation of a float graph, widened to contain 0.
 
     Parameters
     ----------
@@ -23,28 +25,40 @@ def calibrate(graph: Graph, x: Any, *, batch_size: int = 32) -> dict[str, Range]
         Float graph with one input.
     x : ndarray or torch.Tensor
         Calibration inputs, see `as_stored`.
+    observer : str, default="minmax"
+        How a range is chosen from the values, a key of `observers.OBSERVERS`.
+    bits : int, default=8
+        Width of inner activations (`activations.activation_widths`); the ranges of "kl" and "mse" depend
+        on it.
     batch_size : int, default=32
-        Inputs per run; it bounds the memory, not the result.
+        Inputs per run; it bounds the memory.  Only the range of "ema", an average over runs, depends on it.
 
     Raises
     ------
     UsageError
-        If there is no input, or an activation is not finite.
+        If there is no input, an activation is not finite, or the observer is unknown.
     """
+    if observer not in OBSERVERS:
+        raise UnknownNameError("observer", observer, OBSERVERS)
     x = as_stored(graph, x)
     if len(x) == 0:
         raise UsageError("the calibration set is empty; pass at least one input, a few hundred are better")
-    ranges: dict[str, Range] = {}
+    widths = activation_widths(graph, bits)
+    observers: dict[str, Observer] = {}
     for start in range(0, len(x), batch_size):
         values = ir.run(graph, x[start : start + batch_size], keep=True)
         assert isinstance(values, dict)
         for name, value in values.items():
-            low, high = ranges.get(name, (0.0, 0.0))
-            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
-            # NaN compares false with everything, so min and max may hide it: ask the array.
-            if not np.isfinite(value).all():
-                raise UsageError(f"{name!r} is not finite on the calibration set; check model and data")
-    return ranges
+            if name not in observers:
+                observers[name] = OBSERVERS[observer](bits=widths[name])
+            try:
+                observers[name].update(value)
+            except UsageError:
+                raise UsageError(
+                    f"{name!r} is not finite on the calibration set; check model and data"
+                ) from None
+    spans = {name: seen.range() for name, seen in observers.items()}
+    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in spans.items()}
 
 
 def as_stored(graph: Graph, x: Any) -> np.ndarray:

@@ -1,29 +1,26 @@
 """Post-training quantization: a float graph and a calibration set become an int8 graph.
 
-Activations are affine int8 per tensor, weights symmetric int8, biases int32 at ``s_x * s_w``.
+Activations are affine codes per tensor, weights symmetric codes, both in int8 arrays; biases are int32 at
+``s_x * s_w``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..data.dataset import normalised
-from ..errors import UnsupportedOpError, UsageError
-from ..ir.graph import Graph, Kind, Node, Quant, Tensor
-from ..ir.int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+from ..errors import UnknownNameError, UnsupportedOpError, UsageError
+from ..ir.graph import Graph, Node, Quant, Tensor
 from ..ir.ops import OPS, infer_shape, is_int8
-from .affine import AffineParams, affine_params, quantize_weight, symmetric_scale
-from .calibration import Range, calibrate
+from .activations import LINEAR_OPS, Range, activation_quants
+from .affine import quantize_weight, symmetric_scale
+from .calibration import calibrate
+from .observers import OBSERVERS
 from .quantized_model import QuantizedModel
-
-LINEAR_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-
-SHARING_OPS = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
-"""Their kernels move or average codes without a multiplier, so input and output share one scale."""
 
 BIAS_LIMIT = 2**30
 """Largest bias code: half of int32, the other half is for the sum of products."""
@@ -35,25 +32,43 @@ class QuantConfig:
 
     Attributes
     ----------
-    weight_bits, activation_bits : int
-        8 is what exists now.
+    weight_bits : int
+        2 to 8.  Codes of ``b`` bits lie in ``[-q_max, q_max]``, ``q_max = 2**(b - 1) - 1``, in int8 arrays.
+    activation_bits : int
+        2 to 8, for inner activations; the network's inputs and outputs keep 8, see `activation_widths`.
     per_channel : bool
         One weight scale for each output channel, else one for each tensor.
     observer : str
-        How an activation's range is chosen: ``"minmax"`` is what exists now.
+        How an activation's range is chosen, a key of `observers.OBSERVERS`.
+    weight_bits_by_layer : mapping of str to int
+        Bits of single layers, by node name, instead of ``weight_bits``.
+
+    Raises
+    ------
+    UsageError
+        If a width or the observer's name is not one of these.
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     per_channel: bool = True
     observer: str = "minmax"
+    weight_bits_by_layer: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("weight_bits", 8), ("activation_bits", 8), ("observer", "minmax")):
-            if getattr(self, name) != known:
-                raise UsageError(
-                    f"QuantConfig({name}={getattr(self, name)!r}) does not exist yet; use {name}={known!r}"
-                )
+        object.__setattr__(self, "weight_bits_by_layer", dict(self.weight_bits_by_layer))
+        widths = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}
+        for layer, bits in self.weight_bits_by_layer.items():
+            widths[f"weight_bits_by_layer[{layer!r}]"] = bits
+        for name, bits in widths.items():
+            if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
+                raise UsageError(f"QuantConfig: {name} is {bits!r}; choose a whole number from 2 to 8")
+        if self.observer not in OBSERVERS:
+            raise UnknownNameError("observer", self.observer, OBSERVERS)
+
+    def bits_of(self, node: Node) -> int:
+        """Return the weight bits of one layer."""
+        return int(self.weight_bits_by_layer.get(node.name, self.weight_bits))
 
 
 def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = None) -> QuantizedModel:
@@ -92,7 +107,8 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
     graph = model if isinstance(model, Graph) else _capture(model, calibration)
     if is_int8(graph):
         raise UsageError(f"graph {graph.name} is int8 already; pass the float graph or the torch model")
-    ranges = calibrate(graph, calibration)
+    config = config or QuantConfig()
+    ranges = calibrate(graph, calibration, observer=config.observer, bits=config.activation_bits)
     return QuantizedModel(quantize_graph(graph, ranges, config), graph)
 
 
@@ -113,7 +129,49 @@ def _capture(model: Any, calibration: Any) -> Graph:
     return capture(model, example)
 
 
-def quantize_graph(graph: Graph, ranges: Mapping[str, Range], config: QuantConfig | None = None) -> Graph:
+def weight_scales(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    config: QuantConfig | None = None,
+    *,
+    given: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the scales that `quantize_graph` gives to the weights.
+
+    Parameters
+    ----------
+    graph, ranges, config
+        As for `quantize_graph`.
+    given : mapping of str to ndarray, optional
+        Scales by weight tensor name, (O,) or (1,), that replace the symmetric ones of that tensor.
+
+    Returns
+    -------
+    dict of str to ndarray
+        float32 (O,) or (1,) by weight tensor name: the symmetric or the given ones, raised where the bias
+        needs it, see `_raised`.
+    """
+    config, given = config or QuantConfig(), given or {}
+    layers = _linear_layers(graph, config)
+    _check_names(given, [layer.weight.name for layer in layers], "weight_scales")
+    quants = activation_quants(graph, ranges, config.activation_bits)
+    scales = {}
+    for layer in layers:
+        scale = symmetric_scale(layer.w, layer.axis, bits=layer.bits)
+        if layer.weight.name in given:
+            scale = _given_scale(layer, given[layer.weight.name], scale.shape)
+        scales[layer.weight.name] = _raised(scale, layer, quants)
+    return scales
+
+
+def quantize_graph(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    config: QuantConfig | None = None,
+    *,
+    weight_codes: Mapping[str, np.ndarray] | None = None,
+    weight_scales: Mapping[str, np.ndarray] | None = None,
+) -> Graph:
     """Return the int8 graph of a float graph for given activation ranges.
 
     Parameters
@@ -122,25 +180,41 @@ def quantize_graph(graph: Graph, ranges: Mapping[str, Range], config: QuantConfi
         Float graph; it is not changed.
     ranges : mapping of str to (float, float)
         ``(min, max)`` of every input and activation, as from `calibrate`.
+    config : QuantConfig, optional
+        Widths and granularity.  Codes of fewer than 8 bits live in int8 arrays, see `Quant.bits`.
+    weight_codes : mapping of str to ndarray, optional
+        Whole-numbered codes in ``[-q_max, q_max]`` by weight tensor name, for weights that are not to be
+        rounded to nearest.  They belong to the scales that the function `weight_scales` returns for the
+        same arguments.
+    weight_scales : mapping of str to ndarray, optional
+        Scales (O,) or (1,) by weight tensor name, in place of the symmetric ones; they are still raised
+        where the bias needs it.
 
     Raises
     ------
+    UsageError
+        If a range is missing, or a name, a shape or a value of the arguments does not fit the graph.
     GraphError
         If an accumulator could leave int32; the message names the layer.
     """
-    config = config or QuantConfig()
-    quants = _activation_quants(graph, ranges)
+    config, weight_codes = config or QuantConfig(), weight_codes or {}
+    layers = _linear_layers(graph, config)
+    _check_names(weight_codes, [layer.weight.name for layer in layers], "weight_codes")
+    quants = activation_quants(graph, ranges, config.activation_bits)
+    scales = _scales(graph, ranges, config, given=weight_scales)
     result = Graph(graph.name, inputs=graph.inputs, outputs=graph.outputs, nodes=list(graph.nodes))
     for name, tensor in graph.tensors.items():
         if name in quants:
             result.add(_codes(tensor, quants[name]))
-    for node in graph.nodes:
-        if node.op in LINEAR_OPS:
-            _quantize_linear(graph, result, node, quants, config)
+    for layer in layers:
+        _quantize_linear(result, layer, quants, scales[layer.weight.name], weight_codes)
     for node in result.validate().nodes:
         assert infer_shape(result, node) == result[node.outputs[0]].shape, node
         OPS[node.op].params(result, node)  # checks that the integers of the node exist and fit
     return result
+
+
+_scales = weight_scales  # the parameter of `quantize_graph` hides the function
 
 
 def _codes(tensor: Tensor, quant: Quant) -> Tensor:
@@ -148,84 +222,106 @@ def _codes(tensor: Tensor, quant: Quant) -> Tensor:
     return replace(tensor, dtype="int8", data=data, quant=quant)
 
 
-def _activation_quants(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Quant]:
-    """Return the quantization of every tensor but weights and biases.
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """One node of `LINEAR_OPS`: weight ``w`` with channels along ``axis``, offset float64 (O,) or (1,)."""
 
-    Tensors tied by `SHARING_OPS` form a tree below one root; the union of their ranges, or the scale that
-    the root's op prescribes, is that of them all.
-    """
-    root: dict[str, str] = {name: name for name in graph.inputs}
-    prescribed: dict[str, Quant] = {}
-    for node in graph.nodes:
-        output = node.outputs[0]
-        root[output] = root[node.inputs[0]] if node.op in SHARING_OPS else output
-        if node.op == "SOFTMAX":
-            prescribed[output] = Quant.per_tensor(SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
-        elif node.op not in LINEAR_OPS:
-            for name in node.inputs:
-                root.setdefault(name, name)  # a constant operand
-    united: dict[str, Range] = {}
-    for name, top in root.items():
-        low, high = _range(graph[name], ranges)
-        united[top] = (min(low, united.get(top, (0, 0))[0]), max(high, united.get(top, (0, 0))[1]))
-    quants = {top: prescribed.get(top) or Quant.per_tensor(*_affine(*span)) for top, span in united.items()}
-    return {name: quants[top] for name, top in root.items()}
+    node: Node
+    weight: Tensor
+    w: np.ndarray
+    bias: Tensor | None
+    offset: np.ndarray
+    axis: int | None
+    bits: int
 
 
-def _range(tensor: Tensor, ranges: Mapping[str, Range]) -> Range:
-    if tensor.kind is Kind.CONSTANT and tensor.data is not None:
-        return float(tensor.data.min()), float(tensor.data.max())
-    if tensor.name not in ranges:
-        raise UsageError(f"no range is given for {tensor.name!r}; take them from calibrate(graph, x)")
-    return ranges[tensor.name]
+def _linear_layers(graph: Graph, config: QuantConfig) -> list[_Linear]:
+    """Return the linear layers; raise if one cannot be quantized or the configuration names none."""
+    nodes = [node for node in graph.nodes if node.op in LINEAR_OPS]
+    _check_names(config.weight_bits_by_layer, [node.name for node in nodes], "weight_bits_by_layer")
+    layers: list[_Linear] = []
+    seen: set[str] = set()
+    for node in nodes:
+        weight, bias = graph[node.inputs[1]], graph[node.inputs[2]] if len(node.inputs) > 2 else None
+        if weight.data is None or (bias is not None and bias.data is None):
+            raise UnsupportedOpError(f"{node.name}: weights and bias must be constants to be quantized")
+        if seen & set(node.inputs[1:]):
+            raise UnsupportedOpError(
+                f"{node.name}: a constant that two layers share cannot be quantized; copy it"
+            )
+        seen |= set(node.inputs[1:])
+        axis = (weight.data.ndim - 1 if node.op == "DEPTHWISE_CONV_2D" else 0) if config.per_channel else None
+        offset = np.zeros(1) if bias is None or bias.data is None else bias.data.astype(np.float64)
+        layers.append(_Linear(node, weight, weight.data, bias, offset, axis, config.bits_of(node)))
+    return layers
 
 
-def _affine(low: float, high: float) -> AffineParams:
-    """Return `affine_params`, and a unit scale for a tensor that was 0 throughout the calibration."""
-    smallest = float(np.finfo(np.float32).tiny) * 256  # the scale must be a normal float32
-    return affine_params(low, high) if high - low > smallest else AffineParams(1.0, 0)
+def _check_names(given: Mapping[str, Any], known: list[str], argument: str) -> None:
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"name in {argument}", name, known)
 
 
-def _quantize_linear(
-    graph: Graph, result: Graph, node: Node, quants: Mapping[str, Quant], config: QuantConfig
-) -> None:
-    """Add weights and bias of one node to the int8 graph."""
-    weight, bias = graph[node.inputs[1]], graph[node.inputs[2]] if len(node.inputs) > 2 else None
-    if weight.data is None or (bias is not None and bias.data is None):
-        raise UnsupportedOpError(f"{node.name}: weights and bias must be constants to be quantized")
-    if weight.name in result.tensors or (bias is not None and bias.name in result.tensors):
-        raise UnsupportedOpError(
-            f"{node.name}: a constant that two layers share cannot be quantized; copy it"
+def _given_scale(layer: _Linear, scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    scale = np.asarray(scale, np.float64)
+    if scale.shape != shape or not np.isfinite(scale).all() or (scale <= 0).any():
+        raise UsageError(
+            f"the scales for {layer.weight.name!r} must be {shape} positive numbers, not {scale.shape}; "
+            "per_channel=True needs one for each output channel, per_channel=False one"
         )
-    axis = (weight.data.ndim - 1 if node.op == "DEPTHWISE_CONV_2D" else 0) if config.per_channel else None
-    x_scale, _ = quants[node.inputs[0]].item()
-    y_scale, _ = quants[node.outputs[0]].item()
-    offset = np.zeros(1) if bias is None or bias.data is None else bias.data.astype(np.float64)
-    scale = _weight_scale(weight.data, axis, offset, x_scale, y_scale)
-    codes = quantize_weight(weight.data, scale, axis)
-    result.add(replace(weight, dtype="int8", data=codes, quant=_symmetric(scale, axis)))
-    if bias is not None:
-        step = x_scale * scale.astype(np.float64)  # (O,) or (1,)
-        q = np.clip(np.rint(offset / step), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
-        quant = _symmetric(step, None if axis is None else 0)
-        result.add(replace(bias, dtype="int32", data=q, quant=quant))
+    return scale
 
 
-def _weight_scale(
-    w: np.ndarray, axis: int | None, bias: np.ndarray, x_scale: float, y_scale: float
-) -> np.ndarray:
-    """Return float32 scales (O,) or (1,): the symmetric ones, raised where the bias needs it.
+def _raised(scale: np.ndarray, layer: _Linear, quants: Mapping[str, Quant]) -> np.ndarray:
+    """Return float32 scales (O,) or (1,): the wanted ones, raised where the bias needs it.
 
     The bias is stored in steps of ``s_x * s_w``: a channel whose weights are tiny or 0 beside its bias (batch
     norms leave such channels) would overflow int32.  Two floors prevent it: the bias code stays within
     `BIAS_LIMIT`, and ``s_x * s_w / s_y >= 2**-24``.  At the second floor rounding the weights moves an
     output by at most ``fan_in * 255 / 2 * 2**-24`` codes, below 0.04 for a fan-in of 4,608.
     """
-    scale = symmetric_scale(w, axis)
-    largest = np.abs(bias) if axis is not None else np.abs(bias).max(keepdims=True)
+    x_scale, _ = quants[layer.node.inputs[0]].item()
+    y_scale, _ = quants[layer.node.outputs[0]].item()
+    largest = np.abs(layer.offset)
+    largest = largest if layer.axis is not None else largest.max(keepdims=True)
     floor = np.maximum(largest / (x_scale * BIAS_LIMIT), y_scale / x_scale * 2.0**-24)
     return np.maximum(scale, floor).astype(np.float32)
 
 
-def _symmetric(scale: np.ndarray, axis: int | None) -> Quant:
-    return Quant(scale.astype(np.float32), np.zeros(scale.size, np.int32), axis)
+def _quantize_linear(
+    result: Graph,
+    layer: _Linear,
+    quants: Mapping[str, Quant],
+    scale: np.ndarray,
+    weight_codes: Mapping[str, np.ndarray],
+) -> None:
+    """Add weights and bias of one layer to the int8 graph."""
+    weight, bias = layer.weight, layer.bias
+    if weight.name in weight_codes:
+        codes = _checked_codes(layer, np.asarray(weight_codes[weight.name]))
+    else:
+        codes = quantize_weight(layer.w, scale, layer.axis, bits=layer.bits)
+    quant = Quant(scale, np.zeros(scale.size, np.int32), layer.axis, layer.bits)
+    result.add(replace(weight, dtype="int8", data=codes, quant=quant))
+    if bias is not None:
+        x_scale, _ = quants[layer.node.inputs[0]].item()
+        step = x_scale * scale.astype(np.float64)  # (O,) or (1,)
+        q = np.clip(np.rint(layer.offset / step), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+        along = None if layer.axis is None else 0
+        quant = Quant(step.astype(np.float32), np.zeros(step.size, np.int32), along)
+        result.add(replace(bias, dtype="int32", data=q, quant=quant))
+
+
+def _checked_codes(layer: _Linear, codes: np.ndarray) -> np.ndarray:
+    """Return given codes as int8 (O, ...), or raise `UsageError`."""
+    q_max = 2 ** (layer.bits - 1) - 1
+    if codes.shape != layer.w.shape:
+        raise UsageError(
+            f"the codes for {layer.weight.name!r} must have shape {layer.w.shape}, got {codes.shape}"
+        )
+    if not (np.rint(codes) == codes).all() or (np.abs(codes.astype(np.float64)) > q_max).any():
+        raise UsageError(
+            f"the codes for {layer.weight.name!r} must be whole numbers from {-q_max} to {q_max} "
+            f"({layer.bits} bits); round and clip them"
+        )
+    return codes.astype(np.int8)

@@ -71,7 +71,13 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _structure(graph: Graph) -> dict[str, Any]:
     tensors = [
-        [t.name, list(t.shape), t.dtype, t.kind.value, None if t.quant is None else t.quant.axis]
+        [
+            t.name,
+            list(t.shape),
+            t.dtype,
+            t.kind.value,
+            *((None, 8) if t.quant is None else (t.quant.axis, t.quant.bits)),
+        ]
         for t in graph.tensors.values()
     ]
     nodes = [[n.name, n.op, list(n.inputs), list(n.outputs), asdict(n.attrs)] for n in graph.nodes]
@@ -82,10 +88,10 @@ def _structure(graph: Graph) -> dict[str, Any]:
 def _graph(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Graph:
     inputs, outputs = tuple(structure["inputs"]), tuple(structure["outputs"])
     graph = Graph(structure["name"], inputs=inputs, outputs=outputs)
-    for name, shape, dtype, kind, axis in structure["tensors"]:
+    for name, shape, dtype, kind, axis, *bits in structure["tensors"]:  # files of 8-bit codes may omit bits
         quant = None
         if f"{name}/scale" in arrays:
-            quant = Quant(arrays[f"{name}/scale"], arrays[f"{name}/zero_point"], axis)
+            quant = Quant(arrays[f"{name}/scale"], arrays[f"{name}/zero_point"], axis, *bits)
         graph.add(Tensor(name, tuple(shape), dtype, Kind(kind), arrays.get(f"{name}/data"), quant))
     for name, op, reads, writes, attrs in structure["nodes"]:
         made = OPS[op].attrs(**{key: _tuples(value) for key, value in attrs.items()})

@@ -1,6 +1,6 @@
 /* Mean over any axes, with its own output scale: int8 in, int8 out.
  *
- *   y = clamp(requant(sum x - count * x_zp, multiplier, exponent) + y_zp, -128, 127)
+ *   y = clamp(requant(sum x - count * x_zp, multiplier, exponent) + y_zp, y_min, y_max)
  *
  * The division by count = reduce[0] * reduce[1] is inside the multiplier, as in TensorFlow Lite: this op does
  * not round like AVERAGE_POOL_2D.
@@ -24,7 +24,7 @@ static te_status check(const te_mean_params *p) {
         return TE_BAD_SHAPE;
     }
     TE_TRY(te_check_factor(p->multiplier, p->exponent));
-    return te_in_range(p->x_zp, -128, 127) ? te_check_clamp(p->y_zp, -128, 127) : TE_BAD_PARAMETER;
+    return te_in_range(p->x_zp, -128, 127) ? te_check_clamp(p->y_zp, p->y_min, p->y_max) : TE_BAD_PARAMETER;
 }
 
 te_status te_mean_s8(const te_mean_params *p, const int8_t *x, int8_t *y) {
@@ -46,7 +46,8 @@ te_status te_mean_s8(const te_mean_params *p, const int8_t *x, int8_t *y) {
                         sum += x[a * block + r * step_0 + b * step_k + s * step_1 + c];
                     }
                 }
-                *y++ = te_narrow(te_requant(sum, p->multiplier, p->exponent), p->y_zp, -128, 127);
+                *y++ = te_narrow(te_requant(sum, p->multiplier, p->exponent), p->y_zp, p->y_min,
+                                 p->y_max);
             }
         }
     }

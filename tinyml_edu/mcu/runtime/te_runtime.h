@@ -79,6 +79,7 @@ typedef struct {
     int32_t keep[3], reduce[2];
     int32_t x_zp, y_zp;
     int32_t multiplier, exponent;
+    int32_t y_min, y_max;
 } te_mean_params;
 
 typedef struct {
