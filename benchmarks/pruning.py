@@ -17,7 +17,6 @@ import copy
 import functools
 import itertools
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.saved import saved_row
+from benchmarks.timing import time_ratios
 from tinyml_edu import data, train, zoo
 from tinyml_edu._threads import torch_threads
 from tinyml_edu.pruning import ChannelPruner, PruneConfig, layer_costs, prune
@@ -200,17 +200,10 @@ class Table:
 
 def latency_ratios(dense: nn.Module, small: nn.Module, x: torch.Tensor, rounds: int = 15) -> list[float]:
     """Return dense time over small time, both in one round, in processor time of one thread."""
-
-    def seconds(model: nn.Module) -> float:
-        start = time.process_time()
-        model(x)
-        return time.process_time() - start
-
     with torch_threads(1), torch.inference_mode():
-        dense.eval(), small.eval()
-        for model in (dense, small, dense, small):
-            model(x)
-        return [seconds(dense) / seconds(small) for _ in range(rounds)]
+        dense.eval()
+        small.eval()
+        return time_ratios(lambda: dense(x), lambda: small(x), rounds)
 
 
 def figures(plans: tuple[Plan, ...] = tuple(PLANS.values())) -> dict[str, tuple[float, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("mcu_networks", "zoo_accuracy", "pruning", "spmm")
+BENCHMARKS = ("mcu_networks", "zoo_accuracy", "pruning", "spmm", "quantization", "parity", "xnor")
 
 
 def meta() -> dict[str, Any]:

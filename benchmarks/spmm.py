@@ -14,11 +14,11 @@ import argparse
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.timing import time_ratios
 from tinyml_edu.pruning import sparse
 from tinyml_edu.pruning.sparse import SpmmKernel
 
@@ -27,8 +27,6 @@ DENSITIES = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
 WIDTHS = (1, 64)
 DTYPES = ("float32", "int8")
 FORMATS = ("csr", "csc", "bitmask", "relative")
-ROUND_SECONDS = 0.004
-"""Shortest time measured at once: far above the clock's step and a call's overhead."""
 
 
 def figures(rounds: int = 9) -> dict[str, tuple[float, str]]:
@@ -91,37 +89,12 @@ def crossing(medians: dict[float, float]) -> float | None:
 
 
 def _ratios(dense: SpmmKernel, other: SpmmKernel, x: np.ndarray, rounds: int) -> list[float]:
-    return _time_ratios(_ready(dense, x), _ready(other, x), rounds)
+    return time_ratios(_ready(dense, x), _ready(other, x), rounds)
 
 
 def _ready(kernel: SpmmKernel, x: np.ndarray) -> Callable[[], object]:
     out = kernel(x)
     return lambda: kernel(x, out)
-
-
-def _time_ratios(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[float]:
-    """Return time of ``first`` over time of ``second``, once a round; they run in turn."""
-    counts = [_repeats(first), _repeats(second)]
-    ratios = []
-    for _ in range(rounds):
-        seconds = [_seconds(call, count) for call, count in zip((first, second), counts)]
-        ratios.append(seconds[0] / seconds[1])
-    return ratios
-
-
-def _repeats(call: Callable[[], object]) -> int:
-    """Return how many calls take `ROUND_SECONDS`."""
-    count = 1
-    while (seconds := _seconds(call, count) * count) < ROUND_SECONDS:
-        count = max(2 * count, math.ceil(count * ROUND_SECONDS / max(seconds, 1e-7)))
-    return count
-
-
-def _seconds(call: Callable[[], object], count: int) -> float:
-    start = time.thread_time()  # of this thread alone: other programs on the computer do not count
-    for _ in range(count):
-        call()
-    return (time.thread_time() - start) / count
 
 
 def _weights(density: float, dtype: str, *, two_four: bool) -> np.ndarray:
@@ -147,7 +120,7 @@ def _against_blas(dtype: str, n: int, x: np.ndarray, rounds: int) -> dict[str, t
     w = _weights(1.0, dtype, two_four=False)
     floats, out = [w.astype(np.float32), x.astype(np.float32)], np.empty((SHAPE[0], n), np.float32)
     dense = _ready(SpmmKernel(sparse.encode(w, "dense"), n), x)
-    ratios = _time_ratios(lambda: np.matmul(*floats, out=out), dense, rounds)
+    ratios = time_ratios(lambda: np.matmul(*floats, out=out), dense, rounds)
     low, middle = min(ratios), statistics.median(ratios)
     print(f"{dtype:8} {n:3}  time of NumPy's float32 BLAS / of our dense: min {low:.2f}, median {middle:.2f}")
     return {f"spmm.{dtype}.n{n}.dense.blas_ratio_median": (round(middle, 3), "BLAS time / ours")}

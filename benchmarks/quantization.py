@@ -1,0 +1,278 @@
+"""Accuracy and bytes of VGG-lite at fewer bits: rounding, repair without training, codebooks, training.
+
+    python -m benchmarks.quantization --quick                # minutes: few examples, one seed
+    python -m benchmarks.quantization --data glyphs32        # one table, three seeds
+    python -m benchmarks.quantization                        # all tables
+
+Seeds differ in the 256 calibration images and in the order and augmentation of training.  Controls: rounding
+to nearest beside AdaRound, one scale a tensor beside one a channel, and the float network with the same extra
+epochs beside everything that trains.  Integer networks are run by the integer kernels.  What is printed is
+measured on the test split; nothing was chosen on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.saved import saved_row
+from tinyml_edu import data, mcu, quantization, train, zoo
+from tinyml_edu.pruning import PruneConfig, prune
+from tinyml_edu.quantization import KMeansQuantizer, QuantConfig, QuantizedModel
+from tinyml_edu.quantization import deep_compression as chain
+from tinyml_edu.quantization.mixed_precision import assign_bits, sensitivity, weight_counts
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run on one data set; ``data`` names the checkpoint ``vgg_lite.<data>`` too.
+
+    Attributes
+    ----------
+    tuning : TrainConfig
+        Of float weights under masks or codebooks.
+    aware : TrainConfig
+        Of quantization-aware training, where batch norms are folded and rates are small.
+    sparsity : float
+        Of the network that Deep Compression shares and codes.
+    rounding_steps : int
+        Of AdaRound, a layer.
+    """
+
+    data: str
+    tuning: train.TrainConfig
+    aware: train.TrainConfig
+    sparsity: float
+    seeds: tuple[int, ...] = (0, 1, 2)
+    calibration: int = 256
+    rounding_steps: int = 600
+    examples: dict[str, int] = field(default_factory=dict)
+
+
+_TUNING = train.TrainConfig(
+    epochs=2, learning_rate=0.03, schedule="cosine", label_smoothing=0.05, shift=2, progress=False
+)
+_AWARE = replace(_TUNING, learning_rate=0.005, label_smoothing=0.0)
+
+PLANS = {
+    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.8),
+    "cifar10": Plan(
+        "cifar10",
+        replace(_TUNING, epochs=10, learning_rate=0.05, shift=3, flip=True, ema=0.998),
+        replace(_AWARE, shift=3, flip=True),
+        sparsity=0.82,
+    ),
+}
+
+
+class Table:
+    """Runs one plan; splits, checkpoint and captured graph are made once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
+        self.splits: dict[str, data.Dataset] = {}
+        for split in ("train", "validation", "test"):
+            size = {"size": plan.examples[split]} if split in plan.examples else {}
+            self.splits[split] = data.load(plan.data, split, **size)
+        self.graph = mcu.capture(self.dense, torch.zeros(1, 3, 32, 32))
+
+    def rows(self) -> dict[str, Callable[[int], Row]]:
+        """Return what is compared, by the name of its key."""
+        low = {bits: QuantConfig(weight_bits=bits) for bits in (4, 3)}
+        four = QuantConfig(weight_bits=4, activation_bits=4)
+        rows: dict[str, Callable[[int], Row]] = {
+            "same_epochs": self.same_epochs,
+            "w8a8": self.rounded(QuantConfig()),
+            "w8a8.per_tensor": self.rounded(QuantConfig(per_channel=False)),
+            "w4a8": self.rounded(low[4]),
+            "w4a8.per_tensor": self.rounded(replace(low[4], per_channel=False)),
+            "w4a8.adaround": self.rounded(low[4], repair="adaround"),
+            "w3a8": self.rounded(low[3]),
+            "w3a8.bias_corrected": self.rounded(low[3], repair="bias"),
+            "w3a8.adaround": self.rounded(low[3], repair="adaround"),
+            "mixed3.5a8": self.mixed,
+            "w8a8.zero_shot": self.rounded(QuantConfig(), source="zero_shot"),
+        }
+        for observer in ("minmax", "percentile", "kl", "mse"):
+            rows[f"w4a4.{observer}"] = self.rounded(replace(four, observer=observer))
+        rows["w4a4"] = self.aware
+        for bits in (8, 4, 3, 2):
+            rows[f"kmeans{bits}"] = functools.partial(self.shared, bits=bits, epochs=0)
+        rows["kmeans2.tuned"] = functools.partial(self.shared, bits=2, epochs=1)
+        return rows | {"deep_compression": self.deep_compression}
+
+    def calibration(self, seed: int) -> np.ndarray:
+        """Return random training images, uint8 (n, H, W, C)."""
+        x = self.splits["train"].x
+        return x[np.random.default_rng(seed).permutation(len(x))[: self.plan.calibration]]
+
+    def rounded(self, config: QuantConfig, *, repair: str = "", source: str = "data") -> Callable[[int], Row]:
+        """Return a row without training: calibrate, repair, quantize."""
+
+        def row(seed: int) -> Row:
+            x: Any = self.calibration(seed)
+            if source == "zero_shot":
+                x = quantization.zero_shot_calibration(self.dense, (3, 32, 32), n=64, seed=seed)
+            graph, codes = self.graph, None
+            ranges = quantization.calibrate(graph, x, observer=config.observer, bits=config.activation_bits)
+            if repair == "bias":
+                graph = quantization.correct_bias(graph, x, config)
+            elif repair == "adaround":
+                steps = self.plan.rounding_steps
+                codes = quantization.adaround(graph, x, config, iterations=steps, seed=seed)
+            int8 = quantization.quantize_graph(graph, ranges, config, weight_codes=codes)
+            return self.integers(QuantizedModel(int8, graph))
+
+        return row
+
+    def mixed(self, seed: int) -> Row:
+        """Return the widths of the layers that lose least of those that need 3.5 bits a weight at most."""
+        sizes = weight_counts(self.graph)
+        validation = self.splits["validation"].x[:256]
+        bits = assign_bits(sensitivity(self.graph, validation), sizes, int(3.5 * sum(sizes.values())) // 8)
+        config = QuantConfig(weight_bits=3, weight_bits_by_layer=bits)
+        return self.rounded(config)(seed)
+
+    def aware(self, seed: int) -> Row:
+        """Return 4-bit weights and activations after quantization-aware training."""
+        config = QuantConfig(weight_bits=4, activation_bits=4, observer="mse")
+        ranges = quantization.calibrate(self.graph, self.calibration(seed), observer="mse", bits=4)
+        module = quantization.prepare_qat(self.graph, ranges, config)
+        self.tune(module, self.plan.aware, seed)
+        return self.integers(quantization.convert(module))
+
+    def shared(self, seed: int, *, bits: int, epochs: int) -> Row:
+        """Return k-means codebooks for the weights, in float arithmetic."""
+        model = copy.deepcopy(self.dense)
+        quantizer = KMeansQuantizer(model, bits, seed=seed)
+        if epochs:
+            config = replace(self.plan.tuning, epochs=epochs)
+            self.tune(model, config, seed, after_step=quantizer.after_step)
+        return {"accuracy": self.accuracy(model)}
+
+    def deep_compression(self, seed: int) -> Row:
+        """Prune, fine-tune, share at 4 bits, fine-tune, write one file, read it, evaluate what was read."""
+        config = PruneConfig("l1", "element", self.plan.sparsity, ratios="global", seed=seed)
+        pruned = prune(self.dense, config)
+        self.tune(pruned.model, self.plan.tuning, seed, after_step=pruned.after_step)
+        quantizer = KMeansQuantizer(pruned.model, 4, seed=seed)
+        last = replace(self.plan.tuning, epochs=1, learning_rate=self.plan.tuning.learning_rate / 5)
+        self.tune(pruned.model, last, seed, after_step=quantizer.after_step)
+        chain.round_small_tensors(pruned.model)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.tedc"
+            report = chain.save_compressed(pruned.model, path)
+            size = path.stat().st_size
+            model = copy.deepcopy(self.dense)
+            model.load_state_dict(chain.load_compressed(path))
+        assert size == report.file_bytes
+        return {"accuracy": self.accuracy(model), "bytes": size, "ratio": report.ratio}
+
+    def same_epochs(self, seed: int) -> Row:
+        """Return the float network with the epochs that tuned rows get."""
+        model = copy.deepcopy(self.dense)
+        self.tune(model, self.plan.tuning, seed)
+        return {"accuracy": self.accuracy(model)}
+
+    def integers(self, model: QuantizedModel) -> Row:
+        """Return the accuracy of the integer kernels on the test split, and the bytes in flash, packed."""
+        test = self.splits["test"]
+        return {"accuracy": model.evaluate(test.x, test.y), "bytes": model.packed_weight_bytes}
+
+    def tune(self, model: nn.Module, config: train.TrainConfig, seed: int, after_step: Any = None) -> None:
+        """Train in place."""
+        config = replace(config, seed=seed)
+        train.fit(model, self.splits["train"], self.splits["validation"], config, after_step=after_step)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy of a float network on the test split."""
+        return train.evaluate(model, self.splits["test"])
+
+
+def quick(plan: Plan) -> Plan:
+    """Return a plan of minutes that runs every row."""
+    return replace(
+        plan,
+        tuning=replace(plan.tuning, epochs=1),
+        aware=replace(plan.aware, epochs=1),
+        seeds=(0,),
+        calibration=32,
+        rounding_steps=20,
+        examples={"train": 640, "validation": 256, "test": 300},
+    )
+
+
+def figures(plans: tuple[Plan, ...] = tuple(PLANS.values())) -> dict[str, tuple[float, str]]:
+    """Run the plans, by default all; prints a table as it goes."""
+    results: dict[str, tuple[float, str]] = {}
+    for plan in plans:
+        results |= _run(Table(plan))
+    return results
+
+
+def _run(table: Table) -> dict[str, tuple[float, str]]:
+    plan, name = table.plan, f"quantization.vgg_lite.{table.plan.data}"
+    start = table.accuracy(table.dense)
+    print(f"vgg_lite on {plan.data}: {start:.4f} in float32, seeds {plan.seeds}")
+    print(f"{'row':22} {'accuracy':>8} {'spread':>7} {'drop':>8} {'bytes':>9} {'of fp32':>8}")
+    fp32 = 4 * sum(p.numel() for p in table.dense.parameters())
+    results: dict[str, tuple[float, str]] = {
+        f"{name}.fp32.accuracy": (start, "fraction"),
+        f"{name}.fp32.bytes": (fp32, "bytes"),
+    }
+    for key, compute in table.rows().items():
+        rows = [_saved(table, key, compute, seed) for seed in plan.seeds]
+        mean = {field: statistics.mean(row[field] for row in rows) for field in rows[0]}
+        values = [row["accuracy"] for row in rows]
+        results |= _keys(f"{name}.{key}", mean, start, max(values) - min(values))
+        size = f"{mean['bytes']:9,.0f} {fp32 / mean['bytes']:7.1f}x" if "bytes" in mean else ""
+        print(
+            f"{key:22} {mean['accuracy']:8.4f} {max(values) - min(values):7.4f} "
+            f"{start - mean['accuracy']:+8.4f} {size}",
+            flush=True,
+        )
+    return results
+
+
+def _saved(table: Table, key: str, compute: Callable[[int], Row], seed: int) -> Row:
+    inputs = {"checkpoint": table.card["sha256"], "row": key, "seed": seed, "plan": asdict(table.plan)}
+    return saved_row("quantization", inputs, functools.partial(compute, seed))
+
+
+def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> dict[str, tuple[float, str]]:
+    units = {"accuracy": "fraction", "bytes": "bytes", "ratio": "fp32 bytes / file bytes"}
+    found = {f"{key}.{name}": (value, units[name]) for name, value in mean.items()}
+    return found | {
+        f"{key}.drop": (start - mean["accuracy"], "fraction"),
+        f"{key}.spread": (spread, "fraction"),
+    }
+
+
+def main(arguments: Any = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
+    parser.add_argument("--data", choices=PLANS, help="one data set; default: all")
+    options = parser.parse_args(arguments)
+    chosen = (PLANS[options.data],) if options.data else tuple(PLANS.values())
+    figures((quick(PLANS["glyphs32"]),) if options.quick else chosen)
+
+
+if __name__ == "__main__":
+    main()
