@@ -65,15 +65,15 @@ class Plan:
 _TUNING = train.TrainConfig(
     epochs=2, learning_rate=0.03, schedule="cosine", label_smoothing=0.05, shift=2, progress=False
 )
-_AWARE = replace(_TUNING, learning_rate=0.005, label_smoothing=0.0)
+_AWARE = replace(_TUNING, epochs=1, learning_rate=0.003, ema=0.99)
 
 PLANS = {
-    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.8),
+    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.85),
     "cifar10": Plan(
         "cifar10",
         replace(_TUNING, epochs=10, learning_rate=0.05, shift=3, flip=True, ema=0.998),
-        replace(_AWARE, shift=3, flip=True),
-        sparsity=0.82,
+        replace(_AWARE, epochs=2, learning_rate=0.01, shift=3, flip=True),
+        sparsity=0.77,
     ),
 }
 
@@ -126,7 +126,7 @@ class Table:
         def row(seed: int) -> Row:
             x: Any = self.calibration(seed)
             if source == "zero_shot":
-                x = quantization.zero_shot_calibration(self.dense, (3, 32, 32), n=64, seed=seed)
+                x = quantization.zero_shot_calibration(self.dense, (3, 32, 32), n=32, seed=seed)
             graph, codes = self.graph, None
             ranges = quantization.calibrate(graph, x, observer=config.observer, bits=config.activation_bits)
             if repair == "bias":
@@ -160,18 +160,20 @@ class Table:
         model = copy.deepcopy(self.dense)
         quantizer = KMeansQuantizer(model, bits, seed=seed)
         if epochs:
-            config = replace(self.plan.tuning, epochs=epochs)
+            config = replace(self.plan.tuning, epochs=epochs, ema=0.0)
             self.tune(model, config, seed, after_step=quantizer.after_step)
         return {"accuracy": self.accuracy(model)}
 
     def deep_compression(self, seed: int) -> Row:
-        """Prune, fine-tune, share at 4 bits, fine-tune, write one file, read it, evaluate what was read."""
+        """Prune, fine-tune, share at 3 bits, tune the codebooks, write one file, evaluate what it holds."""
         config = PruneConfig("l1", "element", self.plan.sparsity, ratios="global", seed=seed)
         pruned = prune(self.dense, config)
         self.tune(pruned.model, self.plan.tuning, seed, after_step=pruned.after_step)
-        quantizer = KMeansQuantizer(pruned.model, 4, seed=seed)
-        last = replace(self.plan.tuning, epochs=1, learning_rate=self.plan.tuning.learning_rate / 5)
-        self.tune(pruned.model, last, seed, after_step=quantizer.after_step)
+        quantizer = KMeansQuantizer(pruned.model, 3, seed=seed)
+        # Summed gradients of thousands of weights want an optimizer that normalises them.
+        last = replace(self.plan.tuning, epochs=1, optimizer="adamw", learning_rate=1e-3, ema=0.0)
+        with quantizer.summed_gradients(pruned.model):
+            self.tune(pruned.model, last, seed, after_step=quantizer.after_step)
         chain.round_small_tensors(pruned.model)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.tedc"
