@@ -12,21 +12,20 @@ printed is measured on the test split.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.saved import saved_row
+from benchmarks.study import Study, print_tables
 from benchmarks.timing import time_ratios
-from tinyml_edu import data, train, zoo
+from tinyml_edu import data, train
 from tinyml_edu._threads import torch_threads
 from tinyml_edu.pruning import ChannelPruner, PruneConfig, layer_costs, prune
 from tinyml_edu.pruning.criteria import Batches
@@ -49,14 +48,10 @@ Case = PruneConfig | Shrink | None
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run on one data set.
+    """A `study.Plan`.
 
     Attributes
     ----------
-    data : str
-        Names the checkpoint ``vgg_lite.<data>`` too.
-    examples : dict of str to int
-        Size of a split; default all of it.
     criterion_examples : int
         What a criterion sees, in batches of 64.
     """
@@ -131,21 +126,13 @@ def quick(plan: Plan) -> Plan:
     )
 
 
-class Table:
-    """Runs one plan; splits and checkpoint are loaded once."""
+class Table(Study):
+    """Runs one plan."""
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
         self.plan = plan
-        self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
-        self.splits: dict[str, data.Dataset] = {}
-        for split in ("train", "validation", "test"):
-            size = {"size": plan.examples[split]} if split in plan.examples else {}
-            self.splits[split] = data.load(plan.data, split, **size)
         self.example = torch.zeros(1, 3, 32, 32)
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy on the test split."""
-        return train.evaluate(model, self.splits["test"])
 
     def row(self, case: Case, seed: int) -> dict[str, float]:
         """Return the row of one case and seed, computed once."""
@@ -169,8 +156,7 @@ class Table:
             model = self.shrunk(case, seed)
             sparsity = 1 - self.macs(model) / self.macs(self.dense)
         before = self.accuracy(model)
-        config = replace(self.plan.config, seed=seed)
-        train.fit(model, self.splits["train"], self.splits["validation"], config, after_step=after_step)
+        self.tune(model, self.plan.config, seed, after_step)
         if isinstance(case, PruneConfig):
             zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in result.masks)
             assert zeros >= result.removed_weights, "fine-tuning brought removed weights back"
@@ -272,17 +258,5 @@ def _latency(table: Table, case: Shrink, key: str) -> dict[str, tuple[float, str
     return results
 
 
-def main(arguments: Any = None) -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
-    parser.add_argument("--data", choices=PLANS, help="one data set; default: all")
-    options = parser.parse_args(arguments)
-    chosen = (PLANS[options.data],) if options.data else tuple(PLANS.values())
-    figures((quick(PLANS["glyphs32"]),) if options.quick else chosen)
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(__doc__, PLANS, quick, figures)

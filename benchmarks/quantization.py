@@ -12,7 +12,6 @@ measured on the test split; nothing was chosen on it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import statistics
@@ -24,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.saved import saved_row
-from tinyml_edu import data, mcu, quantization, train, zoo
+from benchmarks.study import Study, print_tables
+from tinyml_edu import mcu, quantization, train
 from tinyml_edu.pruning import PruneConfig, prune
 from tinyml_edu.quantization import KMeansQuantizer, QuantConfig, QuantizedModel
 from tinyml_edu.quantization import deep_compression as chain
@@ -38,7 +37,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run on one data set; ``data`` names the checkpoint ``vgg_lite.<data>`` too.
+    """A `study.Plan`.
 
     Attributes
     ----------
@@ -78,16 +77,12 @@ PLANS = {
 }
 
 
-class Table:
-    """Runs one plan; splits, checkpoint and captured graph are made once."""
+class Table(Study):
+    """Runs one plan; the graph is captured once."""
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
         self.plan = plan
-        self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
-        self.splits: dict[str, data.Dataset] = {}
-        for split in ("train", "validation", "test"):
-            size = {"size": plan.examples[split]} if split in plan.examples else {}
-            self.splits[split] = data.load(plan.data, split, **size)
         self.graph = mcu.capture(self.dense, torch.zeros(1, 3, 32, 32))
 
     def rows(self) -> dict[str, Callable[[int], Row]]:
@@ -195,15 +190,6 @@ class Table:
         test = self.splits["test"]
         return {"accuracy": model.evaluate(test.x, test.y), "bytes": model.packed_weight_bytes}
 
-    def tune(self, model: nn.Module, config: train.TrainConfig, seed: int, after_step: Any = None) -> None:
-        """Train in place."""
-        config = replace(config, seed=seed)
-        train.fit(model, self.splits["train"], self.splits["validation"], config, after_step=after_step)
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy of a float network on the test split."""
-        return train.evaluate(model, self.splits["test"])
-
 
 def quick(plan: Plan) -> Plan:
     """Return a plan of minutes that runs every row."""
@@ -264,17 +250,5 @@ def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> d
     }
 
 
-def main(arguments: Any = None) -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
-    parser.add_argument("--data", choices=PLANS, help="one data set; default: all")
-    options = parser.parse_args(arguments)
-    chosen = (PLANS[options.data],) if options.data else tuple(PLANS.values())
-    figures((quick(PLANS["glyphs32"]),) if options.quick else chosen)
-
-
 if __name__ == "__main__":
-    main()
+    print_tables(__doc__, PLANS, quick, figures)

@@ -1,0 +1,64 @@
+"""What studies of a compressed VGG-lite share: checkpoint and data, training, and the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import nn
+
+from tinyml_edu import data, train, zoo
+
+
+class Plan(Protocol):
+    """What to run on one data set.
+
+    Attributes
+    ----------
+    data : str
+        Names the checkpoint ``vgg_lite.<data>`` too.
+    seeds : tuple of int
+    examples : dict of str to int
+        Size of a split; default all of it.
+    """
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+    @property
+    def examples(self) -> Mapping[str, int]: ...
+
+
+class Study:
+    """The checkpoint and the splits of one plan, loaded once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
+        self.splits: dict[str, data.Dataset] = {}
+        for split in ("train", "validation", "test"):
+            size = {"size": plan.examples[split]} if split in plan.examples else {}
+            self.splits[split] = data.load(plan.data, split, **size)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy of a float network on the test split."""
+        return train.evaluate(model, self.splits["test"])
+
+    def tune(self, model: nn.Module, config: train.TrainConfig, seed: int, after_step: Any = None) -> None:
+        """Train in place."""
+        config = replace(config, seed=seed)
+        train.fit(model, self.splits["train"], self.splits["validation"], config, after_step=after_step)
+
+
+def print_tables(
+    doc: str | None, plans: Mapping[str, Any], quick: Callable[[Any], Any], figures: Callable[..., object]
+) -> None:
+    """Read the command line and run ``figures`` on the plans that it names."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
+    parser.add_argument("--data", choices=plans, help="one data set; default: all")
+    options = parser.parse_args()
+    chosen = (plans[options.data],) if options.data else tuple(plans.values())
+    figures((quick(plans["glyphs32"]),) if options.quick else chosen)
