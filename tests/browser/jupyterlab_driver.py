@@ -108,16 +108,30 @@ def save(page: Any, path: Path) -> dict[str, Any]:
     """Save the notebook as a student would and return what is then on disk."""
     before = path.stat().st_mtime_ns
     page.keyboard.press("Control+s")
-    deadline = time.monotonic() + 30
-    while path.stat().st_mtime_ns == before:
-        assert time.monotonic() < deadline, "the notebook was not saved"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         page.wait_for_timeout(100)
-    return json.loads(path.read_text())
+        if path.stat().st_mtime_ns != before:
+            try:
+                return json.loads(path.read_text())
+            except json.JSONDecodeError:  # the server is still writing
+                continue
+    raise AssertionError("the notebook was not saved")
 
 
 def shown(page: Any) -> list[str]:
     """Return pictures (by address) and texts in the output that holds a slider, sliders left out."""
     return page.locator(".jp-OutputArea-output:has(.noUi-handle)").first.evaluate(PICTURES_AND_TABLES)
+
+
+def changed(page: Any, before: list[str], *, timeout_s: float = 60) -> list[str]:
+    """Return what `shown` gives once every part differs from ``before``, or at the timeout."""
+    deadline = time.monotonic() + timeout_s
+    after = shown(page)
+    while time.monotonic() < deadline and any(a == b for a, b in zip(before, after, strict=False)):
+        page.wait_for_timeout(200)
+        after = shown(page)
+    return after
 
 
 def move_slider(page: Any, *, key: str = "ArrowRight") -> None:
