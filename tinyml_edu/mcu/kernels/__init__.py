@@ -1,0 +1,9 @@
+"""Generators of specialised kernels for Cortex-M cores with the DSP extension."""
+
+from ..._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=["assembly", "pointwise", "requantize", "selection", "weights"],
+    attributes={"selection": ["Fast", "Selection"]},
+)
