@@ -105,8 +105,8 @@ class Emitter:
 
         Which of both forms is compiled depends on the core, `TE_DSP` in te_config.h.
         """
-        source = [] if fast.name in self._sources else [fast.source]
-        self._sources.add(fast.name)
+        source = [text for name, (text, _) in fast.sources.items() if name not in self._sources]
+        self._sources |= fast.sources.keys()
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
         pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}

@@ -4,6 +4,6 @@ from ..._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["assembly", "pointwise", "requantize", "selection", "weights"],
+    submodules=["assembly", "depthwise", "direct", "pointwise", "requantize", "selection", "weights"],
     attributes={"selection": ["Fast", "Selection"]},
 )

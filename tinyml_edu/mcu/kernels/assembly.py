@@ -1,7 +1,8 @@
-"""Text of one inline assembly statement inside a C function that takes at most four arguments.
+"""Text of one inline assembly statement inside a C function that takes at most five arguments.
 
 The statement saves every register that a function must keep, so that all fourteen are free inside it, and
-moves the stack pointer for its own scratch: the operands arrive in r0 to r3, none relative to the stack.
+moves the stack pointer for its own scratch: the operands arrive in r0 to r3 and r12, none of them relative
+to the stack.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from collections.abc import Iterable, Sequence
 
 SAVED_BYTES = 36
 """Stack of the nine registers that `function` saves."""
+
+
+_OPERANDS = ("r0", "r1", "r2", "r3", "r12")
 
 
 class Assembly:
@@ -71,24 +75,24 @@ def function(name: str, comment: str, arguments: Sequence[tuple[str, str]], asm:
     comment : str
         What the function computes; it becomes the comment above.
     arguments : sequence of (str, str)
-        C type and name of each, at most four: r0 to r3.
+        C type and name of each, at most five: r0 to r3, then r12.
     asm : Assembly
         Instructions; they may change every register except sp, which they must restore.
     """
-    if len(arguments) > 4:
-        raise ValueError(f"{name}: {len(arguments)} arguments do not fit in r0 to r3")
+    if len(arguments) > len(_OPERANDS):
+        raise ValueError(f"{name}: {len(arguments)} arguments do not fit in {', '.join(_OPERANDS)}")
     pointers = [kind if kind.endswith("*") else kind + " " for kind, _ in arguments]
     parameters = ", ".join(f"{kind}{name}_" for kind, (_, name) in zip(pointers, arguments))
     pins = "\n".join(
-        f'    register {kind}{name} __asm__("r{i}") = {name}_;'
-        for i, (kind, (_, name)) in enumerate(zip(pointers, arguments))
+        f'    register {kind}{name} __asm__("{place}") = {name}_;'
+        for place, kind, (_, name) in zip(_OPERANDS, pointers, arguments)
     )
     operands = ", ".join(f'"+r"({name})' for _, name in arguments)
-    clobbered = ", ".join(f'"r{i}"' for i in (*range(len(arguments), 4), 12))
+    clobbered = "".join(f'"{place}", ' for place in _OPERANDS[len(arguments) :])
     return (
         f"{comment}\n"
         f"TE_NOINLINE static void {name}({parameters}) {{\n{pins}\n"
         '    __asm__ volatile(\n    "push {r4-r11, lr}\\n\\t"\n'
         f'{asm.text()}\n    "pop {{r4-r11, lr}}\\n\\t"\n'
-        f'    : {operands}\n    :\n    : {clobbered}, "cc", "memory");\n}}'
+        f'    : {operands}\n    :\n    : {clobbered}"cc", "memory");\n}}'
     )

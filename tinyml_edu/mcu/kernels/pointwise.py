@@ -21,8 +21,8 @@ from .assembly import SAVED_BYTES, Assembly, function, macro
 from .requantize import Channels
 
 TILES = (4, 3, 2, 1)
-MAX_SCRATCH_BYTES = 1664
-"""Widened inputs of a tile, bytes: with saved registers and callers it stays below `planning.STACK_BYTES`."""
+MAX_SCRATCH_BYTES = 1728
+"""Inputs of a tile on the stack: with saved registers and callers they stay below `planning.STACK_BYTES`."""
 
 LDRD_REACH = 1020
 LDR_REACH = 4095
@@ -65,20 +65,20 @@ class Shape:
         return 4 * (inner + self.tile * 18 + 40)
 
 
-def best_tile(pixels: int, k: int) -> int | None:
+def best_tile(pixels: int, k: int, bytes_an_input: int = 2) -> int | None:
     """Return the tile that costs fewest instructions for ``pixels`` pixels of ``k`` inputs, if any fits.
 
     The last tile of an image overlaps the one before it, so tiles cost what ``ceil(pixels / tile)`` full
     ones do: 4 * T products, 2 * T SMLAD, and 1.5 + T / 2 instructions around them.
     """
-    legal = [t for t in TILES if t <= pixels and 2 * k * t <= MAX_SCRATCH_BYTES]
+    legal = [t for t in TILES if t <= pixels and bytes_an_input * k * t <= MAX_SCRATCH_BYTES]
     return min(legal, key=lambda t: -(-pixels // t) * (2 * t + 1.5 + -(-t // 2)), default=None)
 
 
-def shape_of(c: Channels, pixels: int, *, packed: bool) -> Shape | None:
-    """Return the kernel for a layer, or None if none is legal: channels a multiple of 4 and of 2."""
+def shape_of(c: Channels, pixels: int, *, packed: bool, bytes_an_input: int = 2) -> Shape | None:
+    """Return the kernel for a layer, or None if none is legal: inputs a multiple of 4, outputs of 2."""
     o, k = c.weights.shape
-    tile = best_tile(pixels, k)
+    tile = best_tile(pixels, k, bytes_an_input)
     if k % 4 or o % 2 or tile is None or (tile - 1) * max(k, o) + o > LDR_REACH:
         return None
     return Shape(k, o, tile, packed, c.rounding, c.clamp)

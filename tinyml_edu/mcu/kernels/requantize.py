@@ -7,9 +7,10 @@ and ``addend = 2**(e - 1) + (zp << e)``, both roundings, the zero point and the 
     t = t + round(v * M / 2**32)     SMMLAR: the doubling high multiply, half up
     y = saturate8(t >> e)            ASR, SSAT
 
-``acc < 0`` stands for ``high < 0`` there: they disagree only where ``high`` rounds to 0, and then both give
-``zp``.  It is exact if ``e >= 1`` and neither ``v`` nor ``t`` leaves int32.  One rounding (FULLY_CONNECTED, and
-``requant="fast"``) is ``t = addend + floor(acc * M / 2**32)``, ``y = saturate8(t >> (e - 1))``: it needs e >= 2.
+``acc < 0`` stands for ``high < 0`` there: they disagree only where ``high`` rounds to 0, and then both
+give ``zp``.  It is exact if ``e >= 1`` and neither ``v`` nor ``t`` leaves int32.  One rounding
+(FULLY_CONNECTED, and ``requant="fast"``) is ``t = addend + floor(acc * M / 2**32)``,
+``y = saturate8(t >> (e - 1))``: it needs ``e >= 2``.
 
 Every bound is checked here, for each channel, against the smallest and largest accumulator that its own
 weights, bias and the 256 input codes allow.
@@ -65,9 +66,8 @@ class Channels:
     def fits(self) -> bool:
         """Whether the short requantization is exact in every channel, for every input."""
         reach = np.maximum(np.abs(self.low), np.abs(self.high))
-        smallest = 1  # the right shift that the formulas need at least, as stored
         return bool(
-            np.all(self.shift >= smallest)
+            np.all(self.shift >= 1)
             and np.all(self.shift <= 31)
             and np.all(reach + np.abs(self.addend) + 2 < INT32)
         )

@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import pointwise, weights
-from .requantize import channels
+from . import depthwise, direct, pointwise, weights
+from .requantize import Channels, channels
 
 CODE_BYTES = 64 * 1024
 """Most code of specialised kernels in a network, bytes (estimated from above)."""
@@ -25,21 +25,16 @@ class Fast:
 
     Attributes
     ----------
-    name : str
-        The function that does the work; nodes of one shape share it.
-    source : str
-        Its C.
-    code_bytes : int
-        An upper estimate of its size.
+    sources : dict of str to (str, int)
+        The C of the functions that do the work, in order, and an upper estimate of their bytes, by name;
+        nodes of one shape share them.
     stream : ndarray of uint32
         The node's constants.
     call : str
         C statements that compute one image, with ``$x``, ``$y`` and ``$stream`` for three pointers.
     """
 
-    name: str
-    source: str
-    code_bytes: int
+    sources: dict[str, tuple[str, int]]
     stream: np.ndarray
     call: str
 
@@ -55,15 +50,16 @@ class Selection:
 
     def choose(self, node: Node) -> Fast | None:
         """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
-        if node.op != "CONV_2D" or not self._owns_constants(node):
+        make = _MAKERS.get(node.op)
+        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
             return None
-        fast = _pointwise(self.graph, node, self.requant)
+        fast = make(self.graph, node, self.requant)
         if fast is None:
             return None
-        if fast.name not in self.used:
-            if sum(self.used.values()) + fast.code_bytes > self.budget_bytes:
-                return None
-            self.used[fast.name] = fast.code_bytes
+        used = self.used | {name: size for name, (_, size) in fast.sources.items()}
+        if sum(used.values()) > self.budget_bytes:
+            return None
+        self.used = used
         return fast
 
     def _owns_constants(self, node: Node) -> bool:
@@ -72,16 +68,30 @@ class Selection:
         return all(self.graph[name].data is not None and readers.count(name) == 1 for name in node.inputs[1:])
 
 
-def _pointwise(graph: Graph, node: Node, requant: str) -> Fast | None:
-    x, w = (graph[name] for name in node.inputs[:2])
-    a = node.attrs
-    if w.shape[1:3] != (1, 1) or a.stride != (1, 1) or any(a.padding) or x.data is not None:
+def _conv(graph: Graph, node: Node, requant: str) -> Fast | None:
+    c = direct.padded(channels(graph, node, requant))
+    packed = weights.is_packable(c)
+    if not c.fits or not (packed or c.rounding == "single" or c.doubles):
         return None
-    c = channels(graph, node, requant)
-    packed = weights.is_packable(c) if len(c.weights) % 2 == 0 else False
-    pixels = prod(x.shape[1:3])
+    a = node.attrs
+    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
+    if adjacent and c.weights.shape[1] == graph[node.inputs[0]].shape[3]:
+        return _pointwise(graph, node, c, packed=packed)
+    shape = direct.shape_of(graph, node, c, packed=packed)
+    if shape is None:
+        return None
+    sources = {
+        shape.inner.name: (pointwise.source(shape.inner, c), shape.inner.code_bytes),
+        shape.name: (direct.source(shape), shape.code_bytes),
+    }
+    stream = weights.pair_stream(c, packed=packed)
+    return Fast(sources, stream, f"{shape.name}($x, $y, $stream, $stream + {stream.size});")
+
+
+def _pointwise(graph: Graph, node: Node, c: Channels, *, packed: bool) -> Fast | None:
+    pixels = prod(graph[node.inputs[0]].shape[1:3])
     shape = pointwise.shape_of(c, pixels, packed=packed)
-    if shape is None or not c.fits or not (packed or c.doubles):
+    if shape is None:
         return None
     stream = weights.pair_stream(c, packed=packed)
     start = "p" if pixels % shape.tile == 0 else f"p < {pixels - shape.tile} ? p : {pixels - shape.tile}"
@@ -93,4 +103,16 @@ def _pointwise(graph: Graph, node: Node, requant: str) -> Fast | None:
         f"        $stream + {stream.size});\n"
         "}"
     )
-    return Fast(shape.name, pointwise.source(shape, c), shape.code_bytes, stream, call)
+    return Fast({shape.name: (pointwise.source(shape, c), shape.code_bytes)}, stream, call)
+
+
+def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
+    c = channels(graph, node, requant)
+    shape = depthwise.shape_of(graph, node, c)
+    if shape is None or not c.fits or not (c.rounding == "single" or c.doubles):
+        return None
+    call = f"{shape.name}($x, $y, $stream);"
+    return Fast({shape.name: (depthwise.source(shape, c), shape.code_bytes)}, depthwise.stream(c), call)
+
+
+_MAKERS = {"CONV_2D": _conv, "DEPTHWISE_CONV_2D": _depthwise}

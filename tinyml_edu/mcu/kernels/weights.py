@@ -34,13 +34,13 @@ def lane_order(k: int) -> np.ndarray:
 
 def is_packable(c: Channels) -> bool:
     """Whether two channels may share a word, for each pair of neighbours and every input."""
+    if len(c.weights) % 2:
+        return False
     a, b = c.weights[0::2], c.weights[1::2]
     lanes = a + 256 * b
     upper = np.stack([c.low[1::2], c.high[1::2]])
     # Bias included: the upper channel's bias is part of the stream's first word.
-    return bool(
-        np.all(np.abs(lanes) <= 32767) and np.all(-(2**23) <= upper.min(axis=0)) and np.all(upper < 2**23)
-    )
+    return bool(np.all(np.abs(lanes) <= 32767) and np.all(upper >= -(2**23)) and np.all(upper < 2**23))
 
 
 def pair_stream(c: Channels, *, packed: bool) -> np.ndarray:
