@@ -110,6 +110,7 @@ class Emitter:
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
         pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}
+        pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
         call = Template(fast.call).substitute(pointers)
         both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
         return [

@@ -4,6 +4,15 @@ from ..._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    submodules=["assembly", "depthwise", "direct", "pointwise", "requantize", "selection", "weights"],
+    submodules=[
+        "addition",
+        "assembly",
+        "depthwise",
+        "direct",
+        "pointwise",
+        "requantize",
+        "selection",
+        "weights",
+    ],
     attributes={"selection": ["Fast", "Selection"]},
 )

@@ -53,7 +53,7 @@ class Shape:
     @property
     def code_bytes(self) -> int:
         """An upper estimate of the size, without the kernel over patches."""
-        return 4 * (self.kernel_h * (self.kernel_w * self.channels // 8 + 8) + 120)
+        return 4 * (self.kernel_h * (self.kernel_w * self.channels // 8 + 8) + 180)
 
 
 def padded(c: Channels) -> Channels:
@@ -130,13 +130,15 @@ def _copy_bytes(asm: Assembly, size: int) -> None:
 _BORDER = Template("""\
 /* Copy the inputs of an output pixel whose window, from (row, col), crosses the border: padding is the zero
  * point. */
-TE_NOINLINE static void ${name}_border(const $unit *x, int32_t row, int32_t col, $unit *patch) {
+TE_NOINLINE static void ${name}_border(const int8_t *x, int32_t row, int32_t col, int8_t *patch) {
+    typedef $unit unit __attribute__((may_alias));
+    unit *to = (unit *)(void *)patch;
     for (int32_t k = row; k < row + $kernel_h; k++) {
         for (int32_t l = col; l < col + $kernel_w; l++) {
             const int inside = k >= 0 && k < $height && l >= 0 && l < $width;
-            const $unit *from = x + (k * $width + l) * $units;
+            const unit *from = (const unit *)(const void *)(inside ? x + (k * $width + l) * $channels : x);
             for (int32_t c = 0; c < $units; c++) {
-                *patch++ = inside ? from[c] : $zero_point;
+                *to++ = inside ? from[c] : $zero_point;
             }
         }
     }
@@ -156,7 +158,7 @@ TE_NOINLINE static void $name(const int8_t *x, int8_t *y, const uint32_t *stream
             if (row >= 0 && row <= $row_inside && col >= 0 && col <= $col_inside) {
                 ${name}_inside(x + (row * $width + col) * $channels, patch);
             } else {
-                ${name}_border((const $unit *)(const void *)x, row, col, ($unit *)(void *)patch);
+                ${name}_border(x, row, col, patch);
             }
         }
         $inner_name(patches, y + first * $o, stream, end);

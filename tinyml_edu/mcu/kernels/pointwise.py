@@ -1,4 +1,4 @@
-"""CONV_2D with a 1x1 kernel and stride 1, for cores with the DSP extension (Cortex-M4, Cortex-M7).
+"""CONV_2D with a 1x1 kernel and stride 1, and FULLY_CONNECTED, for cores with the DSP extension.
 
 A tile is T adjacent pixels, T <= 4.  Their inputs are widened once, to pairs of int16 on the stack, pixel
 beside pixel.  Then, two output channels at a time, one loop over the inputs with everything in registers::
@@ -99,7 +99,7 @@ def source(s: Shape, c: Channels) -> str:
     _finish(asm, s, c, slots)
     asm(f"add sp, sp, #{s.scratch_bytes + 8}")
     comment = (
-        f"/* 1x1 convolution of {s.tile} adjacent pixels, {s.k} -> {s.o} channels: x ({s.tile}, {s.k}),\n"
+        f"/* {s.k} inputs to {s.o} outputs, for {s.tile} adjacent pixels (or rows): x ({s.tile}, {s.k}),\n"
         f" * y ({s.tile}, {s.o}), both int8.  `stream` is the layer's, `end` its end.\n"
         f" * Stack: {s.scratch_bytes + 8 + SAVED_BYTES} bytes. */"
     )

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import depthwise, direct, pointwise, weights
+from . import addition, depthwise, direct, pointwise, weights
 from .requantize import Channels, channels
 
 CODE_BYTES = 64 * 1024
@@ -31,7 +31,8 @@ class Fast:
     stream : ndarray of uint32
         The node's constants.
     call : str
-        C statements that compute one image, with ``$x``, ``$y`` and ``$stream`` for three pointers.
+        C statements that compute one image, with ``$x``, ``$y`` and ``$stream`` for pointers; ADD
+        has ``$x1`` and ``$x2``.
     """
 
     sources: dict[str, tuple[str, int]]
@@ -65,7 +66,7 @@ class Selection:
     def _owns_constants(self, node: Node) -> bool:
         """Whether no other node reads this node's weights and bias: their plain form is then left out."""
         readers = [name for other in self.graph.nodes for name in other.inputs]
-        return all(self.graph[name].data is not None and readers.count(name) == 1 for name in node.inputs[1:])
+        return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Fast | None:
@@ -76,7 +77,7 @@ def _conv(graph: Graph, node: Node, requant: str) -> Fast | None:
     a = node.attrs
     adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
     if adjacent and c.weights.shape[1] == graph[node.inputs[0]].shape[3]:
-        return _pointwise(graph, node, c, packed=packed)
+        return _pointwise(c, prod(graph[node.inputs[0]].shape[1:3]), packed=packed)
     shape = direct.shape_of(graph, node, c, packed=packed)
     if shape is None:
         return None
@@ -88,8 +89,15 @@ def _conv(graph: Graph, node: Node, requant: str) -> Fast | None:
     return Fast(sources, stream, f"{shape.name}($x, $y, $stream, $stream + {stream.size});")
 
 
-def _pointwise(graph: Graph, node: Node, c: Channels, *, packed: bool) -> Fast | None:
-    pixels = prod(graph[node.inputs[0]].shape[1:3])
+def _fully_connected(graph: Graph, node: Node, requant: str) -> Fast | None:
+    c = channels(graph, node, requant)
+    if not c.fits:
+        return None
+    rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
+    return _pointwise(c, rows, packed=weights.is_packable(c))
+
+
+def _pointwise(c: Channels, pixels: int, *, packed: bool) -> Fast | None:
     shape = pointwise.shape_of(c, pixels, packed=packed)
     if shape is None:
         return None
@@ -115,4 +123,21 @@ def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
     return Fast({shape.name: (depthwise.source(shape, c), shape.code_bytes)}, depthwise.stream(c), call)
 
 
-_MAKERS = {"CONV_2D": _conv, "DEPTHWISE_CONV_2D": _depthwise}
+def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
+    shape = addition.shape_of(graph, node, requant)
+    if shape is None:
+        return None
+    size = prod(graph[node.outputs[0]].shape)
+    sources = {shape.name: (addition.source(shape), shape.code_bytes)}
+    first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
+    return Fast(
+        sources, addition.stream(shape), f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
+    )
+
+
+_MAKERS = {
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _depthwise,
+    "FULLY_CONNECTED": _fully_connected,
+    "ADD": _add,
+}
