@@ -9,7 +9,7 @@ from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, emulator, planning, toolchain
 
-KINDS = ("pointwise", "direct", "depthwise", "fully connected")
+KINDS = ("pointwise", "direct", "depthwise", "fully connected", "winograd", "long")
 
 
 def layer(
@@ -61,6 +61,15 @@ def random_layer(kind: str, seed: int) -> Graph:
         attributes = A.DepthwiseConv2D((stride, stride), pads, activation=activation)
     elif kind == "pointwise":
         x, shape, attributes = (1, h, w, c), (o, 1, 1, c), A.Conv2D(activation=activation)
+    elif kind == "long":
+        c, o, kernel = 4 * integer(20, 60), 8 * integer(1, 2), integer(1, 2)
+        x = (1, *((3, 3) if kernel > 1 else (1, 1)), c)
+        shape, attributes = (o, kernel, kernel, c), A.Conv2D((kernel, kernel), activation=activation)
+    elif kind == "winograd":
+        pads = tuple(integer(0, 1) for _ in range(4))
+        c, o = int(rng.choice([4, 12, 16, 24, 32, 64])), 8 * integer(1, 2)
+        x, shape = (1, h, w, c), (o, 3, 3, c)
+        attributes = A.Conv2D((1, 1), pads, activation=activation)
     else:
         c, kernel = integer(1, 12), (integer(1, 3), integer(1, 3))
         pads = tuple(integer(0, kernel[i % 2] - 1) for i in range(4))

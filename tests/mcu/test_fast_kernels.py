@@ -14,7 +14,7 @@ from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, elf, planning, toolchain
 from tinyml_edu.mcu.boards import get_board
-from tinyml_edu.mcu.kernels import depthwise, direct, pointwise, requantize, selection, weights
+from tinyml_edu.mcu.kernels import depthwise, direct, pointwise, requantize, selection, weights, winograd
 
 pytestmark = pytest.mark.c
 HAS_ARM_GCC = pytest.mark.skipif(not shutil.which("arm-none-eabi-gcc"), reason="no arm-none-eabi-gcc")
@@ -223,6 +223,52 @@ def test_the_range_of_a_sum_is_attained():
     assert np.array_equal(c.bias + np.where(w > 0, -128 * w, 127 * w).sum(axis=1), c.low)
 
 
+def test_extreme_sums_of_transformed_inputs_stay_exact(tmp_path, monkeypatch):
+    # The largest weights there are, and inputs that alternate: every combination is at its end.
+    w = np.where(np.indices((8, 3, 3, 16)).sum(axis=0) % 2, 127, -128)
+    graph = layer(
+        "CONV_2D", (1, 5, 8, 16), w, np.zeros(8), gain=2.0**-15, y_zp=0, attributes=A.Conv2D(padding=(1,) * 4)
+    )
+    (name,) = fast_names(graph)
+    assert name.startswith("te_winograd_")
+    columns = np.where(np.arange(8) % 2, 127, -128)[None, None, :, None]
+    x = np.concatenate([telling_inputs(graph), np.broadcast_to(columns, (1, 1, 5, 8, 16))]).astype(np.int8)
+    assert not any(differences(graph, x, tmp_path))
+    stream = winograd.stream
+
+    def with_the_sign_of_m3_lost(shape, c):
+        words = stream(shape, c)
+        half = shape.words * shape.group
+        words[:, -half:] = words[:, :half]
+        return words
+
+    monkeypatch.setattr(winograd, "stream", with_the_sign_of_m3_lost)
+    assert any(differences(graph, x, tmp_path))
+
+
+def test_each_kind_of_layer_has_its_kernel():
+    stems = {
+        "pointwise": "te_pointwise_",
+        "direct": "te_conv_",
+        "depthwise": "te_depthwise_",
+        "fully connected": ("te_pointwise_", "te_long_"),
+        "winograd": "te_winograd_",
+        "long": ("te_long_", "te_conv_"),
+    }
+    for kind, stem in stems.items():
+        names = [name for seed in range(8) for name in fast_names(random_layer(kind, seed))[-1:]]
+        assert len(names) >= 5, kind
+        assert all(name.startswith(stem) for name in names) or kind == "direct", (kind, names)
+    assert any("_long_" in name for seed in range(4) for name in fast_names(random_layer("long", seed)))
+
+
+def test_a_network_shares_out_the_flash_that_transformed_weights_take():
+    graph = random_layer("winograd", 0)
+    (name,) = fast_names(graph)
+    assert name.startswith("te_winograd_")
+    assert fast_names(graph, extra_bytes=100)[-1].startswith("te_conv_")
+
+
 def test_a_wrong_addend_is_noticed(tmp_path, monkeypatch):
     # The control of the comparison itself: half a unit less, and outputs differ.
     graph = random_layer("pointwise", 2)
@@ -246,7 +292,9 @@ def test_a_wrong_addend_is_noticed(tmp_path, monkeypatch):
     [
         ("CONV_2D", (1, 12, 12, 64), (64, 1, 1, 64), 0.86),
         ("CONV_2D", (1, 6, 6, 128), (128, 1, 1, 128), 0.79),
-        ("CONV_2D", (1, 16, 16, 16), (16, 3, 3, 16), 0.88),
+        ("CONV_2D", (1, 16, 16, 32), (32, 3, 3, 32), 0.54),
+        ("CONV_2D", (1, 12, 12, 12), (32, 3, 4, 12), 0.9),
+        ("CONV_2D", (1, 2, 2, 512), (64, 1, 1, 512), 0.89),
         ("DEPTHWISE_CONV_2D", (1, 16, 16, 32), (1, 3, 3, 32), 1.92),
     ],
 )

@@ -9,10 +9,12 @@ __getattr__, __dir__, __all__ = attach(
         "assembly",
         "depthwise",
         "direct",
+        "long_sums",
         "pointwise",
         "requantize",
         "selection",
         "weights",
+        "winograd",
     ],
     attributes={"selection": ["Fast", "Selection"]},
 )

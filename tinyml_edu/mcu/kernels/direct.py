@@ -2,20 +2,19 @@
 
 The inputs of ``tile`` output pixels are copied to the stack, kernel row after kernel row, so that each pixel
 has its ``K = kernel_h * kernel_w * C`` inputs side by side (im2col of one tile).  What is left to do is a 1x1
-convolution with K inputs, see `pointwise`.  A patch inside the image is a few word copies; one that crosses
-its border takes the slow way, tap by tap.
+convolution with K inputs, see `pointwise`, or `long_sums` where K is large.  A patch inside the image is a
+few word copies; one that crosses its border takes the slow way, tap by tap.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 from string import Template
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import pointwise
+from . import long_sums, pointwise
 from .assembly import Assembly, function
 from .requantize import Channels
 
@@ -38,7 +37,7 @@ class Shape:
     pad_top: int
     pad_left: int
     x_zp: int
-    inner: pointwise.Shape
+    inner: pointwise.Shape | long_sums.Shape
 
     @property
     def name(self) -> str:
@@ -46,9 +45,8 @@ class Shape:
         numbers = (self.stride_h, self.stride_w, self.pad_top, self.pad_left, self.x_zp)
         window = "_".join(str(v).replace("-", "m") for v in numbers)
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
-        return (
-            f"{self.inner.name.replace('pointwise', 'conv')}_{self.kernel_h}x{self.kernel_w}_{sizes}_{window}"
-        )
+        inner = self.inner.name.removeprefix("te_")
+        return f"te_conv_{self.kernel_h}x{self.kernel_w}_{sizes}_{window}_{inner}"
 
     @property
     def code_bytes(self) -> int:
@@ -62,14 +60,11 @@ def padded(c: Channels) -> Channels:
     return replace(c, weights=np.pad(c.weights, ((0, 0), (0, missing))))
 
 
-def shape_of(graph: Graph, node: Node, c: Channels, *, packed: bool) -> Shape | None:
-    """Return the kernel for a node and its `padded` channels, or None if none is legal."""
+def shape_of(graph: Graph, node: Node, inner: pointwise.Shape | long_sums.Shape) -> Shape | None:
+    """Return the kernel for a node, over patches by ``inner``, or None if the window is dilated."""
     x, w, y = (graph[name].shape for name in (*node.inputs[:2], node.outputs[0]))
     a = node.attrs
     if a.dilation != (1, 1):
-        return None
-    inner = pointwise.shape_of(c, prod(y[1:3]), packed=packed, bytes_an_input=3)
-    if inner is None:
         return None
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
     window = (w[1], w[2], a.stride[0], a.stride[1], a.padding[0], a.padding[1])

@@ -6,17 +6,21 @@ it, for all other cores.  The choice depends on the graph alone, so one generate
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import addition, depthwise, direct, pointwise, weights
+from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
 from .requantize import Channels, channels
 
 CODE_BYTES = 64 * 1024
 """Most code of specialised kernels in a network, bytes (estimated from above)."""
+
+EXTRA_WEIGHT_BYTES = 128 * 1024
+"""Most flash that streams of a network may take beyond its plain weights, biases and factors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,7 @@ class Selection:
     graph: Graph
     requant: str
     budget_bytes: int = CODE_BYTES
+    extra_bytes: int = EXTRA_WEIGHT_BYTES
     used: dict[str, int] = field(default_factory=dict)
 
     def choose(self, node: Node) -> Fast | None:
@@ -54,14 +59,18 @@ class Selection:
         make = _MAKERS.get(node.op)
         if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
             return None
-        fast = make(self.graph, node, self.requant)
-        if fast is None:
-            return None
-        used = self.used | {name: size for name, (_, size) in fast.sources.items()}
-        if sum(used.values()) > self.budget_bytes:
-            return None
-        self.used = used
-        return fast
+        for fast in make(self.graph, node, self.requant):
+            used = self.used | {name: size for name, (_, size) in fast.sources.items()}
+            extra = fast.stream.nbytes - self._plain_bytes(node)
+            if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
+                self.used = used
+                self.extra_bytes -= max(extra, 0)
+                return fast
+        return None
+
+    def _plain_bytes(self, node: Node) -> int:
+        """Return the flash of a node's weights and bias."""
+        return sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
 
     def _owns_constants(self, node: Node) -> bool:
         """Whether no other node reads this node's weights and bias: their plain form is then left out."""
@@ -69,75 +78,110 @@ class Selection:
         return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
 
 
-def _conv(graph: Graph, node: Node, requant: str) -> Fast | None:
+def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = direct.padded(channels(graph, node, requant))
-    packed = weights.is_packable(c)
-    if not c.fits or not (packed or c.rounding == "single" or c.doubles):
-        return None
-    a = node.attrs
-    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
-    if adjacent and c.weights.shape[1] == graph[node.inputs[0]].shape[3]:
-        return _pointwise(c, prod(graph[node.inputs[0]].shape[1:3]), packed=packed)
-    shape = direct.shape_of(graph, node, c, packed=packed)
-    if shape is None:
-        return None
-    sources = {
-        shape.inner.name: (pointwise.source(shape.inner, c), shape.inner.code_bytes),
-        shape.name: (direct.source(shape), shape.code_bytes),
-    }
-    stream = weights.pair_stream(c, packed=packed)
-    return Fast(sources, stream, f"{shape.name}($x, $y, $stream, $stream + {stream.size});")
-
-
-def _fully_connected(graph: Graph, node: Node, requant: str) -> Fast | None:
-    c = channels(graph, node, requant)
     if not c.fits:
-        return None
+        return
+    a, x, y = node.attrs, graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
+    transformed = winograd.shape_of(graph, node, c)
+    if transformed is not None:
+        source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
+        yield _whole(source, winograd.stream(transformed, c))
+    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
+    if adjacent and x[3] == c.weights.shape[1]:
+        for dense in _dense(c, prod(x[1:3])):
+            yield _tiled(dense, prod(x[1:3]))
+        return
+    for dense in _dense(c, prod(y[1:3]), patches=True):
+        shape = direct.shape_of(graph, node, dense.shape)
+        if shape is not None:
+            yield _whole(dense.sources | {shape.name: (direct.source(shape), shape.code_bytes)}, dense.stream)
+
+
+def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    c = channels(graph, node, requant)
     rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
-    return _pointwise(c, rows, packed=weights.is_packable(c))
+    if c.fits:
+        for dense in _dense(c, rows):
+            yield _tiled(dense, rows)
 
 
-def _pointwise(c: Channels, pixels: int, *, packed: bool) -> Fast | None:
-    shape = pointwise.shape_of(c, pixels, packed=packed)
-    if shape is None:
-        return None
-    stream = weights.pair_stream(c, packed=packed)
-    start = "p" if pixels % shape.tile == 0 else f"p < {pixels - shape.tile} ? p : {pixels - shape.tile}"
-    note = "" if pixels % shape.tile == 0 else " /* the last tile overlaps the one before */"
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """A kernel for pixels whose inputs are side by side, before anything says where the pixels are."""
+
+    shape: pointwise.Shape | long_sums.Shape
+    sources: dict[str, tuple[str, int]]
+    stream: np.ndarray
+
+
+def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
+    """Yield the exact kernels for ``pixels`` pixels, the fastest first.
+
+    ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
+    """
+    packed = weights.is_packable(c)
+    legal = [True] * packed + [False] * (c.rounding == "single" or c.doubles)
+    tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
+    if tile is None or tile == 1:
+        for choice in sorted(legal):  # wide words first: they cost flash, which may not be left
+            long = long_sums.shape_of(c, packed=choice)
+            if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
+                source = {long.name: (long_sums.source(long, c), long.code_bytes)}
+                yield _Dense(long, source, long_sums.stream(long, c))
+    for choice in legal[:1]:
+        shape = pointwise.shape_of(c, pixels, packed=choice, bytes_an_input=3 if patches else 2)
+        if shape is not None:
+            source = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
+            yield _Dense(shape, source, weights.pair_stream(c, packed=choice))
+
+
+def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
+    """Return the kernel whose last function computes a whole image."""
+    return Fast(sources, stream, f"{list(sources)[-1]}($x, $y, $stream, $stream + {stream.size});")
+
+
+def _tiled(dense: _Dense, pixels: int) -> Fast:
+    """Return the kernel that a loop over tiles of adjacent pixels calls."""
+    s, size = dense.shape, dense.stream.size
+    if pixels == s.tile:
+        return _whole(dense.sources, dense.stream)
+    last = pixels - s.tile
+    start, note = ("p", "")
+    if pixels % s.tile:
+        start, note = f"p < {last} ? p : {last}", " /* the last tile overlaps the one before */"
     call = (
-        f"for (int32_t p = 0; p < {pixels}; p += {shape.tile}) {{\n"
+        f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
-        f"    {shape.name}($x + first * {shape.k}, $y + first * {shape.o}, $stream,\n"
-        f"        $stream + {stream.size});\n"
+        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {size});\n"
         "}"
     )
-    return Fast({shape.name: (pointwise.source(shape, c), shape.code_bytes)}, stream, call)
+    return Fast(dense.sources, dense.stream, call)
 
 
-def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
+def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = channels(graph, node, requant)
     shape = depthwise.shape_of(graph, node, c)
-    if shape is None or not c.fits or not (c.rounding == "single" or c.doubles):
-        return None
-    call = f"{shape.name}($x, $y, $stream);"
-    return Fast({shape.name: (depthwise.source(shape, c), shape.code_bytes)}, depthwise.stream(c), call)
+    if shape is not None and c.fits and (c.rounding == "single" or c.doubles):
+        call = f"{shape.name}($x, $y, $stream);"
+        sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
+        yield Fast(sources, depthwise.stream(c), call)
 
 
-def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
+def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     shape = addition.shape_of(graph, node, requant)
-    if shape is None:
-        return None
-    size = prod(graph[node.outputs[0]].shape)
-    sources = {shape.name: (addition.source(shape), shape.code_bytes)}
-    first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
-    return Fast(
-        sources, addition.stream(shape), f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
-    )
+    if shape is not None:
+        size = prod(graph[node.outputs[0]].shape)
+        sources = {shape.name: (addition.source(shape), shape.code_bytes)}
+        first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
+        call = f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
+        yield Fast(sources, addition.stream(shape), call)
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[[Graph, Node, str], Iterator[Fast]]] = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _fully_connected,
     "ADD": _add,
 }
+"""For each op, the specialised kernels that are exact for a node, the fastest first."""

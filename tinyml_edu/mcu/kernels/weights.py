@@ -54,12 +54,12 @@ def pair_stream(c: Channels, *, packed: bool) -> np.ndarray:
     weights = c.weights[:, lane_order(c.weights.shape[1])]
     if packed:
         first = [c.bias[even], c.bias[even] + 256 * c.bias[odd]]
-        body = _lanes(weights[even] + 256 * weights[odd])
+        body = lanes(weights[even] + 256 * weights[odd])
         forms = ("acc", "acc" if c.rounding == "single" else "twice")
     else:
         factor = 1 if c.rounding == "single" else 2
         first = [factor * c.bias[even], factor * c.bias[odd]]
-        words = [_lanes(factor * weights[part]) for part in (even, odd)]
+        words = [lanes(factor * weights[part]) for part in (even, odd)]
         body = np.stack(words, axis=2).reshape(len(words[0]), -1)
         forms = ("acc", "acc") if c.rounding == "single" else ("twice", "twice")
     last = []
@@ -69,6 +69,6 @@ def pair_stream(c: Channels, *, packed: bool) -> np.ndarray:
     return (np.concatenate(columns, axis=1) & 0xFFFFFFFF).astype(np.uint32)
 
 
-def _lanes(values: np.ndarray) -> np.ndarray:
+def lanes(values: np.ndarray) -> np.ndarray:
     """Return (n, k) lane values as (n, k / 2) words, the earlier lane in the low half."""
     return (values[:, 0::2] & 0xFFFF) | ((values[:, 1::2] & 0xFFFF) << 16)
