@@ -48,7 +48,7 @@ def random_layer(kind: str, seed: int) -> Graph:
     def integer(low: int, high: int) -> int:
         return int(rng.integers(low, high + 1))
 
-    c, o = 4 * integer(1, 12), 2 * integer(1, 12)
+    c, o = 4 * integer(1, 12), integer(1, 24)
     h, w = integer(3, 9), integer(3, 9)
     op, attributes, pads = "CONV_2D", A.Conv2D(), (0, 0, 0, 0)
     activation = str(rng.choice(A.ACTIVATIONS))

@@ -76,10 +76,10 @@ def best_tile(pixels: int, k: int, bytes_an_input: int = 2) -> int | None:
 
 
 def shape_of(c: Channels, pixels: int, *, packed: bool, bytes_an_input: int = 2) -> Shape | None:
-    """Return the kernel for a layer, or None if none is legal: inputs a multiple of 4, outputs of 2."""
+    """Return the kernel for a layer, or None if none is legal: inputs a multiple of 4."""
     o, k = c.weights.shape
     tile = best_tile(pixels, k, bytes_an_input)
-    if k % 4 or o % 2 or tile is None or (tile - 1) * max(k, o) + o > LDR_REACH:
+    if k % 4 or tile is None or (tile - 1) * max(k, o) + o > LDR_REACH:
         return None
     return Shape(k, o, tile, packed, c.rounding, c.clamp)
 
@@ -199,23 +199,22 @@ def _quote(text: str) -> str:
 
 
 def _finish(asm: Assembly, s: Shape, c: Channels, slots: int) -> None:
-    """Requantize and store both channels of the tile, then go to the next two."""
+    """Requantize and store both channels of the tile, where the stream says; then go to the next two."""
     twice = "acc" if s.rounding == "single" else "twice"
     if s.packed:
         for even, odd in _pairs(s.tile):
             asm(f"sub {odd}, {odd}, {even}", "256 times the odd channel's sum")
-    asm(f"ldr r5, [sp, #{slots}]")
     for parity, registers in enumerate((_EVEN, _ODD)):
-        asm("ldm r0!, {r1, r2, r3}", "multiplier, addend, shift")
+        asm("ldm r0!, {r1, r2, r3, r5}", "multiplier, addend, shift, channel")
+        asm(f"ldr r4, [sp, #{slots}]")
+        asm("add r5, r5, r4")
         for p, acc in enumerate(registers[: s.tile]):
             if s.packed and parity:
                 asm(f"asr {acc}, {acc}, #{8 if s.rounding == 'single' else 7}")
             form = "acc" if s.packed and not parity else twice
             requantize.emit(asm, c, acc, t="r4", m="r1", addend="r2", shift="r3", form=form)
-            asm(f"strb r4, [r5, #{p * s.o + parity}]")
+            asm(f"strb r4, [r5, #{p * s.o}]")
     asm(f"ldr r1, [sp, #{slots + 4}]")
-    asm("add r5, r5, #2")
-    asm(f"str r5, [sp, #{slots}]")
     asm("cmp r0, r1")
     asm("bne 2b")
 

@@ -18,7 +18,7 @@ weights, bias and the 256 input codes allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from ...ir.graph import Graph, Node
 from .assembly import Assembly
 
 INT32 = 2**31
+VARIES = -129
+"""No code: what `Channels.codes` holds for a channel whose output depends on its input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,8 @@ class Channels:
         The range of ``sum x * w`` alone.
     multiplier, addend, shift : ndarray of int64, shape (O,)
         ``M``, the addend and the right shift of the module's formulas.
+    codes : ndarray of int64, shape (O,)
+        The only output of a channel that has one, `VARIES` for all others.
     clamp : (int, int)
         What `emit` still has to apply: (-128, 127) if SSAT alone does it.
     rounding : {"double", "single"}
@@ -59,8 +63,14 @@ class Channels:
     multiplier: np.ndarray
     addend: np.ndarray
     shift: np.ndarray
+    codes: np.ndarray
     clamp: tuple[int, int]
     rounding: str
+
+    def take(self, rows: np.ndarray) -> Channels:
+        """Return the channels ``rows``, in that order."""
+        per_channel = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **per_channel)
 
     @property
     def fits(self) -> bool:
@@ -122,6 +132,7 @@ def channels(graph: Graph, node: Node, requant: str) -> Channels:
         multiplier,
         addend,
         shift,
+        np.where(constant, ends[0], VARIES),
         (p.y_min, p.y_max),
         rounding,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...ir.graph import Graph, Node
 from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
-from .requantize import Channels, channels
+from .requantize import VARIES, Channels, channels
 
 CODE_BYTES = 64 * 1024
 """Most code of specialised kernels in a network, bytes (estimated from above)."""
@@ -95,7 +95,9 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     for dense in _dense(c, prod(y[1:3]), patches=True):
         shape = direct.shape_of(graph, node, dense.shape)
         if shape is not None:
-            yield _whole(dense.sources | {shape.name: (direct.source(shape), shape.code_bytes)}, dense.stream)
+            sources = dense.sources | {shape.name: (direct.source(shape), shape.code_bytes)}
+            call = f"{shape.name}($x, $y, $stream, $stream + {dense.end});"
+            yield Fast(sources, dense.stream, dense.fill(prod(y[1:3])) + call)
 
 
 def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
@@ -108,11 +110,28 @@ def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
 
 @dataclass(frozen=True, eq=False)
 class _Dense:
-    """A kernel for pixels whose inputs are side by side, before anything says where the pixels are."""
+    """A kernel for pixels whose inputs are side by side, before anything says where the pixels are.
+
+    The kernel's words end at ``end`` of ``stream``.  What follows are the codes of the channels that it does
+    not compute, as bytes.
+    """
 
     shape: pointwise.Shape | long_sums.Shape
     sources: dict[str, tuple[str, int]]
     stream: np.ndarray
+    end: int
+
+    def fill(self, pixels: int) -> str:
+        """Return the C that gives ``pixels`` pixels the codes of channels that are not computed, if any."""
+        if self.end == self.stream.size:
+            return ""
+        o = self.shape.o
+        return (
+            "/* Channels of one code, whatever the input. */\n"
+            f"for (int32_t p = 0; p < {pixels}; p++) {{\n"
+            f"    __builtin_memcpy($y + p * {o}, $stream + {self.end}, {o});\n"
+            "}\n"
+        )
 
 
 def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
@@ -120,20 +139,35 @@ def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dens
 
     ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
     """
-    packed = weights.is_packable(c)
-    legal = [True] * packed + [False] * (c.rounding == "single" or c.doubles)
     tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
     if tile is None or tile == 1:
-        for choice in sorted(legal):  # wide words first: they cost flash, which may not be left
-            long = long_sums.shape_of(c, packed=choice)
+        for packed in sorted(_legal(c)):  # wide words first: they cost flash, which may not be left
+            long = long_sums.shape_of(c, packed=packed)
             if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
-                source = {long.name: (long_sums.source(long, c), long.code_bytes)}
-                yield _Dense(long, source, long_sums.stream(long, c))
-    for choice in legal[:1]:
-        shape = pointwise.shape_of(c, pixels, packed=choice, bytes_an_input=3 if patches else 2)
+                stream = long_sums.stream(long, c)
+                sources = {long.name: (long_sums.source(long, c), long.code_bytes)}
+                yield _Dense(long, sources, stream, stream.size)
+    places = weights.to_compute(c)
+    live = c.take(places)
+    for packed in _legal(live)[:1]:
+        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
         if shape is not None:
-            source = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
-            yield _Dense(shape, source, weights.pair_stream(c, packed=choice))
+            stream = weights.pair_stream(live, packed=packed, places=places).ravel()
+            sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
+            yield _Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+
+
+def _legal(c: Channels) -> list[bool]:
+    """Return the choices of ``packed`` that are exact, True first."""
+    return [True] * weights.is_packable(c) + [False] * (c.rounding == "single" or c.doubles)
+
+
+def _constant_codes(c: Channels) -> np.ndarray:
+    """Return the codes of all channels as words, 0 for those that vary; no word if all do."""
+    if np.all(c.codes == VARIES):
+        return np.array([], np.uint32)
+    codes = np.where(c.codes == VARIES, 0, c.codes).astype(np.int8)
+    return np.pad(codes, (0, -len(codes) % 4)).view("<u4")
 
 
 def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
@@ -143,20 +177,17 @@ def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
 
 def _tiled(dense: _Dense, pixels: int) -> Fast:
     """Return the kernel that a loop over tiles of adjacent pixels calls."""
-    s, size = dense.shape, dense.stream.size
-    if pixels == s.tile:
-        return _whole(dense.sources, dense.stream)
-    last = pixels - s.tile
+    s, last = dense.shape, pixels - dense.shape.tile
     start, note = ("p", "")
     if pixels % s.tile:
         start, note = f"p < {last} ? p : {last}", " /* the last tile overlaps the one before */"
     call = (
         f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
-        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {size});\n"
+        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
         "}"
     )
-    return Fast(dense.sources, dense.stream, call)
+    return Fast(dense.sources, dense.stream, dense.fill(pixels) + call)
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:

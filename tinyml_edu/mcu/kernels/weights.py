@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .requantize import Channels, stored_multiplier
+from .requantize import VARIES, Channels, stored_multiplier
 
 
 def lane_order(k: int) -> np.ndarray:
@@ -32,6 +32,17 @@ def lane_order(k: int) -> np.ndarray:
     return np.arange(k).reshape(-1, 2, 2).transpose(0, 2, 1).ravel()
 
 
+def to_compute(c: Channels) -> np.ndarray:
+    """Return the channels that a kernel has to compute, an even number of them, two for each pair.
+
+    A channel of one code is not computed.  Where an odd number is left, the last one is computed twice.
+    """
+    live = np.flatnonzero(c.codes == VARIES)
+    if len(live) == 0:
+        live = np.array([0])
+    return np.append(live, live[-1:]) if len(live) % 2 else live
+
+
 def is_packable(c: Channels) -> bool:
     """Whether two channels may share a word, for each pair of neighbours and every input."""
     if len(c.weights) % 2:
@@ -43,12 +54,13 @@ def is_packable(c: Channels) -> bool:
     return bool(np.all(np.abs(lanes) <= 32767) and np.all(upper >= -(2**23)) and np.all(upper < 2**23))
 
 
-def pair_stream(c: Channels, *, packed: bool) -> np.ndarray:
+def pair_stream(c: Channels, *, packed: bool, places: np.ndarray | None = None) -> np.ndarray:
     """Return the words of all channel pairs, uint32 (O / 2, words a pair).
 
     A pair's words are: two first addends, the weights in lane order, then multiplier, addend and shift of
-    the even channel and of the odd one.  ``packed`` says which words the weights are; `wide` weights and
-    biases are doubled if the rounding is double, since that rounding starts from ``2 * acc``.
+    the even channel and of the odd one, each followed by its entry of ``places`` (O,) if given.  ``packed``
+    says which words the weights are; `wide` weights and biases are doubled if the rounding is double, since
+    that rounding starts from ``2 * acc``.
     """
     even, odd = slice(0, None, 2), slice(1, None, 2)
     weights = c.weights[:, lane_order(c.weights.shape[1])]
@@ -65,6 +77,7 @@ def pair_stream(c: Channels, *, packed: bool) -> np.ndarray:
     last = []
     for part, form in zip((even, odd), forms):
         last += [stored_multiplier(c, form)[part], c.addend[part], c.shift[part]]
+        last += [] if places is None else [places[part]]
     columns = [np.stack(first, axis=1), body, np.stack(last, axis=1)]
     return (np.concatenate(columns, axis=1) & 0xFFFFFFFF).astype(np.uint32)
 
