@@ -92,7 +92,7 @@ def test_the_numbers_in_model_c_are_those_of_int_params():
         text = project(graph)["model.c"]
         p = int_params.conv_params(graph, graph.nodes[0])
         arrays = {
-            name: [int(v) for v in body.split(",") if v.strip()]
+            name: [int(v.strip().rstrip("u"), 0) for v in body.split(",") if v.strip()]
             for name, body in re.findall(r"(\w+)\[\d+\] = \{(.*?)\};", text, re.DOTALL)
         }
         assert arrays["multiplier_0"] == p.multiplier.tolist()

@@ -121,6 +121,22 @@ def test_addition_equals_numpy(s1, s2, activation, tmp_path):
     assert differences(graph, x, tmp_path) == [0, 0, 0]
 
 
+def test_images_folded_into_the_batch_axis_are_computed_one_by_one(tmp_path, rng):
+    image = layer("CONV_2D", (1, 5, 5, 8), rng.integers(-127, 128, (8, 3, 3, 8)), np.arange(8), gain=1 / 200)
+    graph = Graph("folded")
+    graph.add(Tensor("x", (1, 3 * 25, 8), "int8", Kind.INPUT, quant=image["x"].quant))
+    for name, shape, like in (("images", (3, 5, 5, 8), "x"), ("y", (3, 3, 3, 8), "y")):
+        graph.add(Tensor(name, shape, "int8", Kind.ACTIVATION, quant=image[like].quant))
+    for name in ("w", "b"):
+        graph.add(image[name])
+    graph.nodes.append(Node("fold", "RESHAPE", ("x",), ("images",), A.Reshape((3, 5, 5, 8))))
+    graph.nodes.append(Node("node", "CONV_2D", ("images", "w", "b"), ("y",), A.Conv2D()))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    assert selection.Selection(graph.validate(), "exact").choose(graph.nodes[1])
+    x = rng.integers(-128, 128, (2, 1, 75, 8)).astype(np.int8)
+    assert differences(graph, x, tmp_path) == [0, 0]
+
+
 @pytest.mark.parametrize("board", ["stm32f103", "rp2040"])
 def test_cores_without_the_extension_compute_the_same_from_the_same_text(board, tmp_path):
     assert get_board(board).core in ("cortex-m3", "cortex-m0plus")

@@ -146,6 +146,10 @@ def _runtime_files(names: list[str]) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
+def _code(name: str) -> str:
+    return f"`{name}`" if name else "the same"
+
+
 def _c_float(value: float) -> str:
     text = f"{np.float32(value):.9g}"
     return (text if re.search(r"[.e]", text) else text + ".0") + "f"
@@ -162,8 +166,10 @@ def _fields(graph: Graph, plan: Plan, layers: list[Layer], requant: str, optimiz
         "optimize_flag": OPTIMIZE_FLAGS[optimize],
         "macs": f"{sum(macs(graph).values()):,}",
         "weight_bytes": f"{sum(layer.constant_bytes for layer in layers):,}",
+        "dsp_weight_bytes": f"{sum(layer.fast_bytes for layer in layers):,}",
         "layer_table": "\n".join(
-            f"| `{layer.symbol}` | {layer.op} | {layer.shapes} | `{layer.kernel}` |" for layer in layers
+            f"| `{layer.symbol}` | {layer.op} | {layer.shapes} | `{layer.kernel}` | {_code(layer.fast)} |"
+            for layer in layers
         ),
         "kernels": " ".join(sorted({f"{layer.kernel}.c" for layer in layers})),
     }

@@ -25,7 +25,11 @@ _C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 @dataclass
 class Layer:
-    """One generated function.  ``text`` is its C, constants included; ``shapes`` reads "in -> out"."""
+    """One generated function.  ``text`` is its C, constants included; ``shapes`` reads "in -> out".
+
+    ``fast`` is the specialised function that replaces ``kernel`` on cores with the DSP extension, "" if none
+    does, and ``fast_bytes`` the constants of the layer there.
+    """
 
     symbol: str
     op: str
@@ -33,6 +37,8 @@ class Layer:
     shapes: str
     text: str
     constant_bytes: int
+    fast: str = ""
+    fast_bytes: int = 0
 
 
 @dataclass
@@ -98,7 +104,8 @@ class Emitter:
         else:
             body = [*parts.definitions, _function(symbol, _plain_body(parts))]
         text = "\n".join([self._header(i, node), *body, ""])
-        return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes)
+        name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
+        return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
 
     def _two_forms(self, i: int, symbol: str, parts: Parts, fast: Fast) -> list[str]:
         """Return the definitions and the function of a layer that has a specialised kernel.
