@@ -69,8 +69,9 @@ class Selection:
         return None
 
     def _plain_bytes(self, node: Node) -> int:
-        """Return the flash of a node's weights and bias."""
-        return sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
+        """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
+        constants = sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
+        return constants + (5 * self.graph[node.outputs[0]].shape[-1] if constants else 0)
 
     def _owns_constants(self, node: Node) -> bool:
         """Whether no other node reads this node's weights and bias: their plain form is then left out."""
