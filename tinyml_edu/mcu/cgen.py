@@ -19,6 +19,7 @@ from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
+from .kernels.selection import Selection
 from .planning import Plan, aliases, lifetimes, verify
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
@@ -39,7 +40,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     requant : {"exact", "fast"}
         Rounding of convolutions, ADD and MEAN: TensorFlow Lite's, or once everywhere.
     optimize : {"speed", "size"}
-        What the generated Makefile asks of the compiler.
+        "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
+        Makefile asks of the compiler.
 
     Returns
     -------
@@ -60,7 +62,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    emitter = Emitter(graph, plan.offsets, aliases(graph))
+    selection = Selection(graph, requant) if optimize == "speed" else None
+    emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {
@@ -143,6 +146,10 @@ def _runtime_files(names: list[str]) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
+def _code(name: str) -> str:
+    return f"`{name}`" if name else "the same"
+
+
 def _c_float(value: float) -> str:
     text = f"{np.float32(value):.9g}"
     return (text if re.search(r"[.e]", text) else text + ".0") + "f"
@@ -159,8 +166,10 @@ def _fields(graph: Graph, plan: Plan, layers: list[Layer], requant: str, optimiz
         "optimize_flag": OPTIMIZE_FLAGS[optimize],
         "macs": f"{sum(macs(graph).values()):,}",
         "weight_bytes": f"{sum(layer.constant_bytes for layer in layers):,}",
+        "dsp_weight_bytes": f"{sum(layer.fast_bytes for layer in layers):,}",
         "layer_table": "\n".join(
-            f"| `{layer.symbol}` | {layer.op} | {layer.shapes} | `{layer.kernel}` |" for layer in layers
+            f"| `{layer.symbol}` | {layer.op} | {layer.shapes} | `{layer.kernel}` | {_code(layer.fast)} |"
+            for layer in layers
         ),
         "kernels": " ".join(sorted({f"{layer.kernel}.c" for layer in layers})),
     }

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
+from string import Template
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..errors import UnsupportedOpError
 from ..ir import int_params
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
+from .kernels.selection import Fast, Selection
 
 LINE = 110
 _C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
@@ -22,7 +25,11 @@ _C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 @dataclass
 class Layer:
-    """One generated function.  ``text`` is its C, constants included; ``shapes`` reads "in -> out"."""
+    """One generated function.  ``text`` is its C, constants included; ``shapes`` reads "in -> out".
+
+    ``fast`` is the specialised function that replaces ``kernel`` on cores with the DSP extension, "" if none
+    does, and ``fast_bytes`` the constants of the layer there.
+    """
 
     symbol: str
     op: str
@@ -30,6 +37,8 @@ class Layer:
     shapes: str
     text: str
     constant_bytes: int
+    fast: str = ""
+    fast_bytes: int = 0
 
 
 @dataclass
@@ -61,12 +70,22 @@ class Emitter:
         Byte offset in the arena of each activation.
     roots : mapping of str to str
         `planning.aliases` of the graph.
+    selection : Selection, optional
+        Chooses specialised kernels; without it, every node calls its plain kernel.
     """
 
-    def __init__(self, graph: Graph, offsets: Mapping[str, int], roots: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        offsets: Mapping[str, int],
+        roots: Mapping[str, str],
+        selection: Selection | None = None,
+    ) -> None:
         self.graph = graph
         self.offsets = offsets
         self.roots = roots
+        self.selection = selection
+        self._sources: set[str] = set()
         self._constants: dict[str, str] = {}
         self._bytes = 0
 
@@ -79,8 +98,32 @@ class Emitter:
         x, y = self.graph[node.inputs[0]], self.graph[node.outputs[0]]
         shapes = f"{_shape(x.shape)} -> {_shape(y.shape)}"
         symbol = f"model_layer_{i}"
-        text = "\n".join([self._header(i, node), *parts.definitions, _function(symbol, parts), ""])
-        return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes)
+        fast = self.selection.choose(node) if self.selection else None
+        if fast:
+            body = self._two_forms(i, symbol, parts, fast)
+        else:
+            body = [*parts.definitions, _function(symbol, _plain_body(parts))]
+        text = "\n".join([self._header(i, node), *body, ""])
+        name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
+        return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
+
+    def _two_forms(self, i: int, symbol: str, parts: Parts, fast: Fast) -> list[str]:
+        """Return the definitions and the function of a layer that has a specialised kernel.
+
+        Which of both forms is compiled depends on the core, `TE_DSP` in te_config.h.
+        """
+        source = [text for name, (text, _) in fast.sources.items() if name not in self._sources]
+        self._sources |= fast.sources.keys()
+        body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
+        stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
+        pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}
+        pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
+        call = Template(fast.call).substitute(pointers)
+        both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
+        return [
+            *["#if TE_DSP", *source, stream, "#else", *parts.definitions, "#endif"],
+            _function(symbol, "\n".join(both)),
+        ]
 
     def _header(self, i: int, node: Node) -> str:
         lines = [f"/* Layer {i}: {node.op}, {comment_text(node.name)}"]
@@ -127,15 +170,22 @@ def _wrap(items: Iterable[str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _function(symbol: str, parts: Parts) -> str:
+def _function(symbol: str, body: str) -> str:
+    return f"TE_NOINLINE te_status {symbol}(void) {{\n{body}\n}}"
+
+
+def _plain_body(parts: Parts) -> str:
     call = f"{parts.kernel}({', '.join(parts.arguments)})"
     if parts.images == 1:
-        return f"TE_NOINLINE te_status {symbol}(void) {{\n    return {call};\n}}"
-    return (
-        f"TE_NOINLINE te_status {symbol}(void) {{\n"
-        f"    for (int32_t n = 0; n < {parts.images}; n++) {{\n        TE_LAYER({call});\n    }}\n"
-        "    return TE_OK;\n}"
-    )
+        return f"    return {call};"
+    return _repeat(f"TE_LAYER({call});", parts.images)
+
+
+def _repeat(statements: str, images: int) -> str:
+    """Return statements that run once an image, then TE_OK."""
+    if images > 1:
+        statements = f"for (int32_t n = 0; n < {images}; n++) {{\n{indent(statements, '    ')}\n}}"
+    return indent(statements, "    ") + "\n    return TE_OK;"
 
 
 def _struct(kind: str, name: str, fields: Mapping[str, Any]) -> str:

@@ -12,4 +12,14 @@
 #define TE_REQUANT_FAST 0
 #endif
 
+/* 1: the core has the DSP extension of Armv7E-M (Cortex-M4, Cortex-M7), which the specialised kernels of a
+ * generated model.c are written for.  Every other core, and the host, calls the plain kernels. */
+#ifndef TE_DSP
+#if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M'
+#define TE_DSP 1
+#else
+#define TE_DSP 0
+#endif
+#endif
+
 #endif

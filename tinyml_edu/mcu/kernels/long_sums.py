@@ -1,0 +1,145 @@
+"""Many inputs a pixel: a 1x1 convolution or FULLY_CONNECTED that keeps no widened inputs, for cores with DSP.
+
+`pointwise` shares its weights among up to four pixels, whose widened inputs are on the stack.  Where there is
+one row only, or where K inputs of two pixels would not fit, eight channels share the inputs instead: four
+bytes are loaded and widened in registers, and used by eight channels at once.  Nothing limits K::
+
+    r0  stream      r2, r3  inputs, widened     r6..lr  sums: even and odd channel of four pairs
+    r1  inputs      r4, r5  weights
+
+32 products cost 27 instructions with wide words (two words for two channels), 35 with packed ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import requantize
+from .assembly import Assembly, function, macro
+from .requantize import Channels
+from .weights import pair_stream
+
+GROUP = 8
+_SUMS = ("r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr")
+_STEP = "TE_STEP"
+_X, _X_END, _Y, _STREAM_END, _FRAME = 0, 4, 8, 12, 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the code of a kernel depends on, as `pointwise.Shape`; a tile is one pixel."""
+
+    k: int
+    o: int
+    packed: bool
+    rounding: str
+    clamp: tuple[int, int]
+
+    tile = 1
+
+    @property
+    def name(self) -> str:
+        """The function's name in C."""
+        tags = ("" if self.packed else "_wide") + ("" if self.rounding == "double" else "_single")
+        if self.clamp != (-128, 127):
+            tags += "".join(f"_{v}" if v >= 0 else f"_m{-v}" for v in self.clamp)
+        return f"te_long_{self.k}{tags}"
+
+    @property
+    def unroll(self) -> int:
+        """Groups of four inputs of a round of the inner loop."""
+        return max(n for n in (1, 2, 3, 4) if self.k // 4 % n == 0)
+
+    @property
+    def code_bytes(self) -> int:
+        """An upper estimate of the function's size."""
+        return 4 * (self.unroll * 35 + GROUP * 15 + 40)
+
+
+def shape_of(c: Channels, *, packed: bool) -> Shape | None:
+    """Return the kernel for a layer: inputs a multiple of 4, outputs of 8."""
+    o, k = c.weights.shape
+    return None if k % 4 or o % GROUP else Shape(k, o, packed, c.rounding, c.clamp)
+
+
+def stream(s: Shape, c: Channels) -> np.ndarray:
+    """Return the words of all rounds, uint32 (O / 8, words): first addends, weights, factors.
+
+    The words of four pairs as `weights.pair_stream` makes them, input by input instead of pair by pair.
+    """
+    pairs = pair_stream(c, packed=s.packed).reshape(s.o // GROUP, GROUP // 2, -1)
+    rounds = len(pairs)
+    width = 1 if s.packed else 2
+    first, last = pairs[:, :, :2].reshape(rounds, -1), pairs[:, :, -6:].reshape(rounds, -1)
+    body = pairs[:, :, 2:-6].reshape(rounds, GROUP // 2, -1, width).transpose(0, 2, 1, 3)
+    return np.concatenate([first, body.reshape(rounds, -1), last], axis=1)
+
+
+def source(s: Shape, c: Channels) -> str:
+    """Return the C function of a shape; of ``c`` only rounding and clamp are used."""
+    asm = Assembly()
+    asm(f"sub sp, sp, #{_FRAME}")
+    asm(f"movw r4, #{s.k}")
+    asm("add r4, r4, r0")
+    asm(f"strd r0, r4, [sp, #{_X}]", "x and its end")
+    asm(f"strd r1, r3, [sp, #{_Y}]", "y and the stream's end")
+    asm("mov r0, r2")
+    asm("1:")
+    asm(f"ldm r0!, {{{', '.join(_SUMS)}}}", "biases")
+    asm(f"ldr r1, [sp, #{_X}]")
+    asm("2:")
+    for _ in range(s.unroll):
+        asm.macro(f"{_STEP}()")
+    asm(f"ldr r4, [sp, #{_X_END}]")
+    asm("cmp r1, r4")
+    asm("bne 2b")
+    _finish(asm, s, c)
+    asm(f"ldr r2, [sp, #{_STREAM_END}]")
+    asm(f"add r1, r1, #{GROUP}")
+    asm(f"str r1, [sp, #{_Y}]")
+    asm("cmp r0, r2")
+    asm("bne 1b")
+    asm(f"add sp, sp, #{_FRAME}")
+    comment = (
+        f"/* {s.k} inputs of one pixel (or row), eight outputs a round: x ({s.k}), y, both int8.\n"
+        " * `stream` is the layer's, `end` its end. */"
+    )
+    arguments = [
+        ("const int8_t *", "x"),
+        ("int8_t *", "y"),
+        ("const uint32_t *", "stream"),
+        ("const uint32_t *", "end"),
+    ]
+    return f"{_macro(s)}\n\n{function(s.name, comment, arguments, asm)}\n#undef {_STEP}"
+
+
+def _macro(s: Shape) -> str:
+    """Return the macro of four inputs times their weights of eight channels."""
+    lines = ["ldr r3, [r1], #4", "sxtb16 r2, r3", "sxtb16 r3, r3, ror #8"]
+    for x in ("r2", "r3"):
+        for even, odd in zip(_SUMS[0::2], _SUMS[1::2]):
+            if s.packed:
+                lines += ["ldr r4, [r0], #4", "sxtb16 r5, r4"]
+                lines += [f"smlad {even}, {x}, r5, {even}", f"smlad {odd}, {x}, r4, {odd}"]
+            else:
+                lines += ["ldrd r4, r5, [r0], #8"]
+                lines += [f"smlad {even}, {x}, r4, {even}", f"smlad {odd}, {x}, r5, {odd}"]
+    return macro(_STEP, (), lines)
+
+
+def _finish(asm: Assembly, s: Shape, c: Channels) -> None:
+    """Requantize and store eight channels; r1 is y behind it."""
+    single = s.rounding == "single"
+    asm(f"ldr r1, [sp, #{_Y}]")
+    for channel, acc in enumerate(_SUMS):
+        odd = channel % 2
+        asm("ldm r0!, {r2, r3, r4}", "multiplier, addend, shift")
+        if s.packed and not odd:
+            asm(f"sub {_SUMS[channel + 1]}, {_SUMS[channel + 1]}, {acc}", "256 times the odd channel's sum")
+        if s.packed and odd:
+            asm(f"asr {acc}, {acc}, #{8 if single else 7}")
+        form = "acc" if single or (s.packed and not odd) else "twice"
+        requantize.emit(asm, c, acc, t="r5", m="r2", addend="r3", shift="r4", form=form)
+        asm(f"strb r5, [r1, #{channel}]")

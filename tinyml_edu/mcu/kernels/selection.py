@@ -1,0 +1,219 @@
+"""Which nodes get a specialised kernel, and the C of each.
+
+A specialised kernel is for Cortex-M cores with the DSP extension; every node keeps its plain kernel beside
+it, for all other cores.  The choice depends on the graph alone, so one generated text serves all boards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from ...ir.graph import Graph, Node
+from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
+from .requantize import VARIES, Channels, channels
+
+CODE_BYTES = 64 * 1024
+"""Most code of specialised kernels in a network, bytes (estimated from above)."""
+
+EXTRA_WEIGHT_BYTES = 128 * 1024
+"""Most flash that streams of a network may take beyond its plain weights, biases and factors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fast:
+    """A node's specialised kernel.
+
+    Attributes
+    ----------
+    sources : dict of str to (str, int)
+        The C of the functions that do the work, in order, and an upper estimate of their bytes, by name;
+        nodes of one shape share them.
+    stream : ndarray of uint32
+        The node's constants.
+    call : str
+        C statements that compute one image, with ``$x``, ``$y`` and ``$stream`` for pointers; ADD
+        has ``$x1`` and ``$x2``.
+    """
+
+    sources: dict[str, tuple[str, int]]
+    stream: np.ndarray
+    call: str
+
+
+@dataclass
+class Selection:
+    """Chooses kernels node by node within the code budget; remembers what is already paid for."""
+
+    graph: Graph
+    requant: str
+    budget_bytes: int = CODE_BYTES
+    extra_bytes: int = EXTRA_WEIGHT_BYTES
+    used: dict[str, int] = field(default_factory=dict)
+
+    def choose(self, node: Node) -> Fast | None:
+        """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
+        make = _MAKERS.get(node.op)
+        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
+            return None
+        for fast in make(self.graph, node, self.requant):
+            used = self.used | {name: size for name, (_, size) in fast.sources.items()}
+            extra = fast.stream.nbytes - self._plain_bytes(node)
+            if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
+                self.used = used
+                self.extra_bytes -= max(extra, 0)
+                return fast
+        return None
+
+    def _plain_bytes(self, node: Node) -> int:
+        """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
+        constants = sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
+        return constants + (5 * self.graph[node.outputs[0]].shape[-1] if constants else 0)
+
+    def _owns_constants(self, node: Node) -> bool:
+        """Whether no other node reads this node's weights and bias: their plain form is then left out."""
+        readers = [name for other in self.graph.nodes for name in other.inputs]
+        return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+
+
+def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    c = direct.padded(channels(graph, node, requant))
+    if not c.fits:
+        return
+    a, x, y = node.attrs, graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
+    transformed = winograd.shape_of(graph, node, c)
+    if transformed is not None:
+        source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
+        yield _whole(source, winograd.stream(transformed, c))
+    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
+    if adjacent and x[3] == c.weights.shape[1]:
+        for dense in _dense(c, prod(x[1:3])):
+            yield _tiled(dense, prod(x[1:3]))
+        return
+    for dense in _dense(c, prod(y[1:3]), patches=True):
+        shape = direct.shape_of(graph, node, dense.shape)
+        if shape is not None:
+            sources = dense.sources | {shape.name: (direct.source(shape), shape.code_bytes)}
+            call = f"{shape.name}($x, $y, $stream, $stream + {dense.end});"
+            yield Fast(sources, dense.stream, dense.fill(prod(y[1:3])) + call)
+
+
+def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    c = channels(graph, node, requant)
+    rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
+    if c.fits:
+        for dense in _dense(c, rows):
+            yield _tiled(dense, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """A kernel for pixels whose inputs are side by side, before anything says where the pixels are.
+
+    The kernel's words end at ``end`` of ``stream``.  What follows are the codes of the channels that it does
+    not compute, as bytes.
+    """
+
+    shape: pointwise.Shape | long_sums.Shape
+    sources: dict[str, tuple[str, int]]
+    stream: np.ndarray
+    end: int
+
+    def fill(self, pixels: int) -> str:
+        """Return the C that gives ``pixels`` pixels the codes of channels that are not computed, if any."""
+        if self.end == self.stream.size:
+            return ""
+        o = self.shape.o
+        return (
+            "/* Channels of one code, whatever the input. */\n"
+            f"for (int32_t p = 0; p < {pixels}; p++) {{\n"
+            f"    __builtin_memcpy($y + p * {o}, $stream + {self.end}, {o});\n"
+            "}\n"
+        )
+
+
+def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
+    """Yield the exact kernels for ``pixels`` pixels, the fastest first.
+
+    ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
+    """
+    tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
+    if tile is None or tile == 1:
+        for packed in sorted(_legal(c)):  # wide words first: they cost flash, which may not be left
+            long = long_sums.shape_of(c, packed=packed)
+            if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
+                stream = long_sums.stream(long, c)
+                sources = {long.name: (long_sums.source(long, c), long.code_bytes)}
+                yield _Dense(long, sources, stream, stream.size)
+    places = weights.to_compute(c)
+    live = c.take(places)
+    for packed in _legal(live)[:1]:
+        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
+        if shape is not None:
+            stream = weights.pair_stream(live, packed=packed, places=places).ravel()
+            sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
+            yield _Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+
+
+def _legal(c: Channels) -> list[bool]:
+    """Return the choices of ``packed`` that are exact, True first."""
+    return [True] * weights.is_packable(c) + [False] * (c.rounding == "single" or c.doubles)
+
+
+def _constant_codes(c: Channels) -> np.ndarray:
+    """Return the codes of all channels as words, 0 for those that vary; no word if all do."""
+    if np.all(c.codes == VARIES):
+        return np.array([], np.uint32)
+    codes = np.where(c.codes == VARIES, 0, c.codes).astype(np.int8)
+    return np.pad(codes, (0, -len(codes) % 4)).view("<u4")
+
+
+def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
+    """Return the kernel whose last function computes a whole image."""
+    return Fast(sources, stream, f"{list(sources)[-1]}($x, $y, $stream, $stream + {stream.size});")
+
+
+def _tiled(dense: _Dense, pixels: int) -> Fast:
+    """Return the kernel that a loop over tiles of adjacent pixels calls."""
+    s, last = dense.shape, pixels - dense.shape.tile
+    start, note = ("p", "")
+    if pixels % s.tile:
+        start, note = f"p < {last} ? p : {last}", " /* the last tile overlaps the one before */"
+    call = (
+        f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
+        f"    const int32_t first = {start};{note}\n"
+        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
+        "}"
+    )
+    return Fast(dense.sources, dense.stream, dense.fill(pixels) + call)
+
+
+def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    c = channels(graph, node, requant)
+    shape = depthwise.shape_of(graph, node, c)
+    if shape is not None and c.fits and (c.rounding == "single" or c.doubles):
+        call = f"{shape.name}($x, $y, $stream);"
+        sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
+        yield Fast(sources, depthwise.stream(c), call)
+
+
+def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    shape = addition.shape_of(graph, node, requant)
+    if shape is not None:
+        size = prod(graph[node.outputs[0]].shape)
+        sources = {shape.name: (addition.source(shape), shape.code_bytes)}
+        first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
+        call = f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
+        yield Fast(sources, addition.stream(shape), call)
+
+
+_MAKERS: dict[str, Callable[[Graph, Node, str], Iterator[Fast]]] = {
+    "CONV_2D": _conv,
+    "DEPTHWISE_CONV_2D": _depthwise,
+    "FULLY_CONNECTED": _fully_connected,
+    "ADD": _add,
+}
+"""For each op, the specialised kernels that are exact for a node, the fastest first."""
