@@ -52,3 +52,7 @@ def figures() -> dict[str, tuple[float, str]]:
             f"mcu.{name}.weights_bytes": (flash["weights"], "bytes"),
         }
     return results
+
+
+if __name__ == "__main__":
+    figures()
