@@ -267,3 +267,7 @@ I8 = torch.ones(2, 2, dtype=torch.int8)
 def test_what_does_not_fit_is_a_usage_error(call, words):
     with pytest.raises(UsageError, match=words):
         call()
+
+
+def test_ties_are_rounded_before_the_zero_point_is_added():
+    assert L.linear_quantize(torch.tensor([0.5, 1.5]), 8, 1.0, 1).tolist() == [1, 3]

@@ -217,9 +217,9 @@ def test_a_given_scale_too_small_for_the_bias_is_raised():
         ({"weight_codes": {"w": np.array([[np.nan, 0]])}}, "whole numbers"),
         ({"weight_codes": {"b": np.zeros(1)}}, "name in weight_codes 'b'"),
         ({"weight_scales": {"y": np.ones(1)}}, "name in weight_scales 'y'"),
-        ({"weight_scales": {"w": np.ones(2)}}, "positive numbers"),
-        ({"weight_scales": {"w": np.zeros(1)}}, "positive numbers"),
-        ({"weight_scales": {"w": np.array([np.nan])}}, "positive numbers"),
+        ({"weight_scales": {"w": np.ones(2)}}, "positive, finite numbers"),
+        ({"weight_scales": {"w": np.zeros(1)}}, "positive, finite numbers"),
+        ({"weight_scales": {"w": np.array([np.nan])}}, "positive, finite numbers"),
     ],
 )
 def test_codes_and_scales_that_do_not_fit_are_a_usage_error(arguments, words):

@@ -92,13 +92,17 @@ def test_sensitivity_refuses_what_it_cannot_measure(graph, images):
         sensitivity(graph, images, metric="mse")
     with pytest.raises(UsageError, match="pass y"):
         sensitivity(graph, images, metric="accuracy")
-    for bits in ((), (1,), (9,)):
+    for bits in ((), (1,), (9,), (2.5,)):
         with pytest.raises(UsageError, match="2 to 8"):
             sensitivity(graph, images, bits=bits)
-    with pytest.raises(UsageError, match="must be float"):
+    with pytest.raises(UsageError, match="int8 already"):
         sensitivity(quantize(graph, calibration=images).graph, images)
     with pytest.raises(UnknownNameError, match="layer with weights"):
         round_weights(graph, {"nothing": 4})
+    with pytest.raises(UsageError, match="no inputs"):
+        sensitivity(graph, images[:0])
+    with pytest.raises(UsageError, match="not finite"):
+        sensitivity(graph, np.full(images.shape, np.nan, np.float32))
 
 
 # Assignment ------------------------------------------------------------------------------------------------

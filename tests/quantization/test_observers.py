@@ -1,6 +1,7 @@
 """Observers against their definitions: order statistics, a written-out average, brute force."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -131,8 +132,16 @@ def test_a_percentile_is_an_order_statistic_to_one_bin(values, percent, bins):
     drop = math.floor(len(values) * (100 - percent) / 100 + 1e-9)
     ordered = np.sort(values.astype(np.float64))
     width = float(np.abs(ordered).max()) / bins  # one batch: the bins end at the largest magnitude
-    assert ordered[drop] - width * (1 + 1e-9) <= low <= ordered[drop]  # never cuts more than asked
-    assert ordered[-1 - drop] <= high <= ordered[-1 - drop] + width * (1 + 1e-9)
+    width *= 1 + 2.0**-23  # rounded up to 24 bits
+    assert ordered[drop] - width <= low <= ordered[drop]  # never cuts more than asked
+    assert ordered[-1 - drop] <= high <= ordered[-1 - drop] + width
+
+
+@pytest.mark.parametrize("bins", [76, 82, 90])
+def test_a_hundred_percent_is_minmax_to_the_last_bit_whatever_the_width_of_a_bin(bins, rng):
+    for _ in range(300):
+        values = (rng.integers(-100, 100, 20) * 0.01).astype(np.float32)
+        assert observed(PercentileObserver(100, bins=bins), values) == (values.min(), values.max())
 
 
 def test_a_hundred_percent_is_minmax_and_an_outlier_is_dropped(rng):
@@ -159,6 +168,8 @@ def brute_force_kl(counts: list[int], levels: int) -> int:
                 q[k] = sum(counts[m] for m in members) / len(full)
         if any(a > 0 and b == 0 for a, b in zip(p, q)) or sum(q) == 0:
             continue
+        if sum(c > 0 for c in counts[:i]) == 1 and sum(counts[i:]) > 0:  # one spike looks like any other
+            continue
         scores[i] = sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q) if a > 0)
     smallest = min(scores.values())
     return min(i for i, score in scores.items() if score <= smallest + 1e-12)
@@ -183,6 +194,13 @@ def test_kl_is_not_the_widest_nor_the_narrowest_range(rng):
     assert 2 < high < np.abs(values).max() * 0.9
     values[0] = 60.0
     assert 2 < observed(KLObserver(bits=8), values)[1] < 6
+
+
+def test_kl_keeps_more_than_the_smallest_of_values_that_lie_far_from_zero(rng):
+    """One bin alone diverges from nothing: unguarded, its range would be [20, 20] here."""
+    values = rng.uniform(20, 30, 5000)
+    assert observed(KLObserver(), values)[1] > 28
+    assert observed(KLObserver(), [1.0, 2.0]) == (1.0, 2.0)
 
 
 def test_kl_leaves_exact_zeros_out():
@@ -263,5 +281,12 @@ def test_growing_merges_bins_two_by_two():
 
 @pytest.mark.parametrize("bins", [0, 1, 3])
 def test_an_odd_number_of_bins_cannot_be_merged(bins):
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(UsageError, match="even"):
         Histogram(bins)
+
+
+def test_the_borders_of_bins_are_exact_whatever_the_largest_value():
+    histogram = Histogram(90)
+    histogram.add(np.array([0.92]))
+    assert all(Fraction(histogram.width * k) == k * Fraction(histogram.width) for k in range(91))
+    assert 0.92 <= histogram.width * 90 <= 0.92 * (1 + 2.0**-23)

@@ -384,3 +384,13 @@ def test_the_package_exports_its_public_names():
 def test_what_cannot_be_quantized_is_a_usage_error(model, calibration, words):
     with pytest.raises(UsageError, match=words):
         quantize(model, calibration=calibration)
+
+
+def test_a_channel_of_zeros_has_the_smallest_scale_that_the_engine_can_scale_by():
+    """``s_x * s_w / s_y = 2**-24``, the second floor of `weight_scales`; without it the scale would be 0."""
+    graph = mcu.capture(torch.nn.Linear(3, 2, bias=False), torch.zeros(1, 3))
+    node = graph.nodes[0]
+    graph.update(node.inputs[1], data=np.array([[1, 2, 3], [0, 0, 0]], np.float32))
+    ranges = {node.inputs[0]: (-1.0, 1.0), node.outputs[0]: (-6.0, 6.0)}
+    scale = quantization.weight_scales(graph, ranges)[node.inputs[1]]
+    assert scale == pytest.approx([3 / 127, 6 * 2.0**-24], rel=1e-6)

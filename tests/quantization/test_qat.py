@@ -29,11 +29,13 @@ from tinyml_edu.quantization import (
     QuantConfig,
     calibrate,
     convert,
+    fake_quantization,
     prepare_qat,
     qat,
     quantize_graph,
 )
-from tinyml_edu.quantization.qat import QATGraph, fake_quantize
+from tinyml_edu.quantization.fake_quantization import SMALLEST_STEP, fake_quantize
+from tinyml_edu.quantization.qat import QATGraph
 from tinyml_edu.quantization.torch_graph import from_stored, to_stored
 
 LINEAR = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -184,7 +186,7 @@ def test_learned_steps_of_channels_do_not_mix():
 def test_a_step_that_training_drove_through_zero_stays_positive(value):
     quantizer = LearnedStepSize(Quant.per_tensor(0.5, 0, 4), elements=1)
     quantizer.scale.data.fill_(value)
-    assert float(quantizer.step().detach()) == max(abs(value), qat.SMALLEST_STEP) > 0
+    assert float(quantizer.step().detach()) == max(abs(value), SMALLEST_STEP) > 0
     assert torch.isfinite(quantizer(torch.tensor([0.0, 1.0]))).all()
 
 
@@ -469,7 +471,8 @@ def test_training_with_fit_learns_and_conversion_keeps_it(small, method, precisi
 
 def test_the_true_derivative_of_rounding_teaches_nothing(small, monkeypatch):
     """Control of the test above: rounding as autograd sees it has the gradient 0."""
-    monkeypatch.setattr(qat, "fake_quantize", rounded_only)
+    for module in (qat, fake_quantization):  # of weights, of activations
+        monkeypatch.setattr(module, "fake_quantize", rounded_only)
     module = prepare_qat(small, calibrate(small, templates().x), QuantConfig(3, 3), method="ste")
     before = {name: value.clone() for name, value in module.state_dict().items()}
     train.fit(module, templates(), templates(), CONFIG)

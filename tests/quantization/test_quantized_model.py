@@ -5,12 +5,13 @@ import struct
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch import nn
 
 from tinyml_edu import ir
 from tinyml_edu.errors import DataError, UsageError
-from tinyml_edu.quantization import QuantizedModel, quantize
+from tinyml_edu.quantization import QuantizedModel, quantize, storage
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,28 @@ def test_evaluate_counts_the_right_classes(model, images):
 def test_evaluate_refuses_labels_that_do_not_fit(model, images):
     with pytest.raises(UsageError, match="as many labels"):
         model.evaluate(images, np.zeros(39, int))
+    for labels in (np.zeros((40, 1), int), np.zeros((40, 5)), 3, None):  # (40, 1) would broadcast
+        with pytest.raises(UsageError, match=r"of shape \(n,\)"):
+            model.evaluate(images, labels)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_input(model, images, batch_size):
+    with pytest.raises(UsageError, match="batch_size"):
+        model.predict(images, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_has_no_codes(model, images, bad):
+    x = images.copy()
+    x[3, 0, 0, 0] = bad
+    with pytest.raises(UsageError, match="not finite"):
+        model.predict(x)
+
+
+def test_a_tensor_of_bfloat16_is_an_input_like_its_float32_values(model, images):
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).bfloat16()
+    assert np.array_equal(model.predict(x), model.predict(x.float()))
 
 
 def test_weight_bytes_are_those_of_weights_and_biases(model):
@@ -90,6 +113,8 @@ def damaged(data: bytes, how: str) -> bytes:
         meta["format"] = "pt"
     elif how == "no structure":
         del meta["graph"]
+    elif how == "another width":
+        meta["graph"] = meta["graph"].replace("null, 8]", "null, 4]", 1)
     else:
         structure = json.loads(meta["graph"])
         if how == "unknown op":
@@ -101,13 +126,16 @@ def damaged(data: bytes, how: str) -> bytes:
         elif how == "wrong shape":
             structure["tensors"][-1][1] = [1, 2, 3, 4]
         meta["graph"] = json.dumps(structure)
+        # The digest is no signature: whoever changes the structure can make it right again.
+        meta["sha256"] = storage._digest(meta["graph"], safetensors.numpy.load(data))
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + header_size :]
 
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "empty", "one bit of a weight", "text", "another format", "no structure", "unknown op",
+    ["truncated", "empty", "one bit of a weight", "text", "another format", "no structure",
+     "another width", "unknown op",
      "unknown attribute", "dangling tensor", "wrong shape"],
 )  # fmt: skip
 def test_a_damaged_file_is_a_data_error(model, tmp_path, how):

@@ -290,7 +290,7 @@ def test_several_inputs_and_outputs_keep_their_order():
 def test_what_cannot_be_run_is_said():
     graph = tiny()
     x = np.zeros((4, 8, 8, 3), np.float32)
-    with pytest.raises(UsageError, match="int8; pass the float graph"):
+    with pytest.raises(UsageError, match="int8 already; pass the float graph"):
         TorchGraph(quantize(graph, calibration=x + 1).graph)
     with pytest.raises(UsageError, match=r"must have shape \(N, 3, 8, 8\), got \(1, 8, 8, 3\)"):
         TorchGraph(graph)(torch.zeros(1, 8, 8, 3))

@@ -85,7 +85,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_hooks_go_also_after_a_failure():
     model = small_model()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UsageError, match=r"does not take \(4, 5, 6, 6\)"):
         zero_shot_calibration(model, (5, 6, 6), 4, iterations=3)
     assert all(not m._forward_pre_hooks for m in model.modules())
 

@@ -11,8 +11,10 @@ __getattr__, __dir__, __all__ = attach(
         "bias_correction",
         "binary",
         "calibration",
+        "checking",
         "deep_compression",
         "equalization",
+        "fake_quantization",
         "formats",
         "histogram",
         "huffman",
@@ -37,6 +39,7 @@ __getattr__, __dir__, __all__ = attach(
     attributes={
         "activations": ["activation_quants", "activation_widths"],
         "affine": [
+            "AffineError",
             "AffineParams",
             "GroupQuantized",
             "affine_params",
@@ -60,6 +63,7 @@ __getattr__, __dir__, __all__ = attach(
         "calibration": ["calibrate"],
         "deep_compression": ["load_compressed", "round_small_tensors", "save_compressed"],
         "equalization": ["equalize"],
+        "fake_quantization": ["FakeQuantize", "LearnedStepSize"],
         "formats": ["FORMATS", "round_to"],
         "kmeans": ["Codebook", "KMeansQuantizer", "k_means_quantize", "update_codebook"],
         "linear": [
@@ -86,7 +90,7 @@ __getattr__, __dir__, __all__ = attach(
         ],
         "post_training": ["QuantConfig", "quantize", "quantize_graph", "weight_scales"],
         "product": ["ProductQuantizedLinear", "product_quantize"],
-        "qat": ["FakeQuantize", "LearnedStepSize", "convert", "prepare_qat"],
+        "qat": ["convert", "prepare_qat"],
         "quantized_model": ["QuantizedModel"],
         "ternary": ["TTQ", "TWN", "Ternary", "twn"],
         "torch_graph": ["TorchGraph"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -62,7 +63,7 @@ def activation_quants(graph: Graph, ranges: Mapping[str, Range], bits: int = 8) 
     Raises
     ------
     UsageError
-        If a range is missing.
+        If a range is missing, empty or not finite.
     """
     root, widths = sharing_roots(graph), activation_widths(graph, bits)
     united: dict[str, Range] = {}
@@ -70,7 +71,8 @@ def activation_quants(graph: Graph, ranges: Mapping[str, Range], bits: int = 8) 
         low, high = _range(graph[name], ranges)
         united[top] = (min(low, united.get(top, (0, 0))[0]), max(high, united.get(top, (0, 0))[1]))
     quants = {
-        top: Quant.per_tensor(*_affine(*span, widths[top]), widths[top]) for top, span in united.items()
+        top: Quant.per_tensor(*storable_params(*span, widths[top]), widths[top])
+        for top, span in united.items()
     }
     for node in graph.nodes:
         if node.op == "SOFTMAX":
@@ -83,10 +85,16 @@ def _range(tensor: Tensor, ranges: Mapping[str, Range]) -> Range:
         return float(tensor.data.min()), float(tensor.data.max())
     if tensor.name not in ranges:
         raise UsageError(f"no range is given for {tensor.name!r}; take them from calibrate(graph, x)")
-    return ranges[tensor.name]
+    low, high = ranges[tensor.name]
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise UsageError(
+            f"the range of {tensor.name!r}, [{low}, {high}], is empty or not finite; check the calibration "
+            "data, or whether training diverged"
+        )
+    return low, high
 
 
-def _affine(low: float, high: float, bits: int) -> AffineParams:
-    """Return `affine_params`, and a unit scale for a tensor that was 0 throughout the calibration."""
-    smallest = float(np.finfo(np.float32).tiny) * 256  # the scale must be a normal float32
+def storable_params(low: float, high: float, bits: int) -> AffineParams:
+    """Return `affine_params`, and a unit scale for a range that is 0 or has no normal float32 as scale."""
+    smallest = float(np.finfo(np.float32).tiny) * 2**bits
     return affine_params(low, high, bits=bits) if high - low > smallest else AffineParams(1.0, 0)

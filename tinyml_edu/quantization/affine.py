@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
+
+from ..errors import UsageError
+from .checking import is_whole
+
+
+class AffineError(UsageError, ValueError):
+    """A range, a scale, a width or a group that no affine map has."""
 
 
 class AffineParams(NamedTuple):
@@ -23,14 +31,14 @@ def get_quantized_range(bitwidth: int) -> tuple[int, int]:
     >>> get_quantized_range(4)
     (-8, 7)
     """
-    if isinstance(bitwidth, bool) or not 2 <= bitwidth <= 32:
-        raise ValueError(f"bits must lie between 2 and 32, got {bitwidth}")
+    if not is_whole(bitwidth, 2, 32):
+        raise AffineError(f"bits must lie between 2 and 32, a whole number, got {bitwidth!r}")
     return -(2 ** (bitwidth - 1)), 2 ** (bitwidth - 1) - 1
 
 
 def _code_range(bits: int) -> tuple[int, int]:
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must lie between 2 and 16, got {bits}")
+    if not is_whole(bits, 2, 16):
+        raise AffineError(f"bits must lie between 2 and 16, a whole number, got {bits!r}")
     return get_quantized_range(bits)
 
 
@@ -54,8 +62,8 @@ def affine_params(x_min: float, x_max: float, *, bits: int = 8) -> AffineParams:
 
     Raises
     ------
-    ValueError
-        If the range is empty or not finite, or ``bits`` is outside 2 to 16.
+    AffineError
+        If the range is empty or not finite, or ``bits`` is outside 2 to 16; also a ValueError.
 
     Notes
     -----
@@ -72,11 +80,11 @@ def affine_params(x_min: float, x_max: float, *, bits: int = 8) -> AffineParams:
     """
     q_min, q_max = _code_range(bits)
     if not (math.isfinite(x_min) and math.isfinite(x_max) and x_min <= x_max):
-        raise ValueError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
+        raise AffineError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
     low, high = min(float(x_min), 0.0), max(float(x_max), 0.0)
     scale = (high - low) / (q_max - q_min)
     if not (0 < scale < math.inf):
-        raise ValueError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
+        raise AffineError(f"the range [{x_min}, {x_max}] is empty or not finite; check the calibration data")
     # low >= -(q_max - q_min) * scale, so the quotient lies between q_min and q_max; clamped for rounding.
     zero_point = min(max(round(q_min - low / scale), q_min), q_max)
     return AffineParams(scale, zero_point)
@@ -90,24 +98,39 @@ def symmetric_scale(w: np.ndarray, axis: int | None, *, bits: int = 8) -> np.nda
     w : ndarray
         Real weights.
     axis : int or None
-        Axis of the output channels, one scale each; None: one scale for the whole tensor.
+        Axis of the output channels, 0 or above, one scale each; None: one scale for the whole tensor.
     bits : int, default=8
         2 to 16.  ``q_max = 2**(bits - 1) - 1``; the code ``-2**(bits - 1)`` is not used [1]_.
 
     Returns
     -------
     ndarray
-        Shape (channels,) or (1,); 0 where every weight is 0.
+        Shape (channels,) or (1,); 0 where every weight is 0: choose any other scale for such a channel.
+
+    Raises
+    ------
+    AffineError
+        If a weight is not finite, there is no such axis, or ``bits`` is outside 2 to 16.
 
     References
     ----------
     .. [1] Jacob et al., CVPR 2018, section 2.4 (weights never take the value -128).
     """
     _, q_max = _code_range(bits)
-    magnitude = np.abs(np.asarray(w, np.float64))
+    magnitude = np.abs(_finite(w))
     if axis is None:
         return magnitude.max(initial=0.0).reshape(1) / q_max
-    return np.moveaxis(magnitude, axis, 0).reshape(w.shape[axis], -1).max(axis=1, initial=0.0) / q_max
+    if not is_whole(axis, 0, magnitude.ndim - 1):
+        raise AffineError(f"weights of shape {magnitude.shape} have no axis {axis!r}; choose one of theirs")
+    others = tuple(i for i in range(magnitude.ndim) if i != axis)
+    return magnitude.max(axis=others, initial=0.0) / q_max
+
+
+def _finite(w: np.ndarray) -> np.ndarray:
+    w = np.asarray(w, np.float64)
+    if not np.isfinite(w).all():
+        raise AffineError("a value to quantize is NaN or infinite; check the weights")
+    return w
 
 
 def quantize_weight(w: np.ndarray, scale: np.ndarray, axis: int | None, *, bits: int = 8) -> np.ndarray:
@@ -126,12 +149,24 @@ def quantize_weight(w: np.ndarray, scale: np.ndarray, axis: int | None, *, bits:
     -------
     ndarray
         Shape of ``w``; int8 up to 8 bits, int16 above.
+
+    Raises
+    ------
+    AffineError
+        If a weight is not finite, a scale is not positive, their number does not fit, or ``bits`` is outside
+        2 to 16.
     """
     _, q_max = _code_range(bits)
+    w, scale = _finite(w), np.asarray(scale, np.float64)
+    if scale.size != (1 if axis is None else w.shape[axis]) or not (np.isfinite(scale) & (scale > 0)).all():
+        raise AffineError(
+            f"weights of shape {w.shape} need one positive scale, or one for each entry of axis {axis}; "
+            "a channel of zeros may have any, for example 1.0"
+        )
     shape = [1] * w.ndim
     if axis is not None:
         shape[axis] = -1
-    steps = np.asarray(w, np.float64) / np.asarray(scale, np.float64).reshape(shape)
+    steps = w / scale.reshape(shape)
     return np.clip(np.rint(steps), -q_max, q_max).astype(_code_type(bits))
 
 
@@ -169,8 +204,8 @@ def group_quantize(w: np.ndarray, bits: int, group_size: int, *, symmetric: bool
 
     Raises
     ------
-    ValueError
-        If a value is not finite, or ``bits`` or ``group_size`` makes no sense.
+    AffineError
+        If a value is not finite, a scale would leave float32, or ``bits`` or ``group_size`` makes no sense.
 
     Notes
     -----
@@ -188,6 +223,8 @@ def group_quantize(w: np.ndarray, bits: int, group_size: int, *, symmetric: bool
     groups = _grouped(w, group_size)  # (..., groups, group_size)
     low, high = groups.min(axis=-1, initial=0.0), groups.max(axis=-1, initial=0.0)
     wanted = np.maximum(high, -low) / q_max if symmetric else (high - low) / (q_max - q_min)
+    if wanted.max(initial=0.0) > np.finfo(np.float32).max:
+        raise AffineError("a value to quantize is beyond float32; check the weights")
     scales = np.maximum(wanted, np.finfo(np.float32).tiny).astype(np.float32)
     scales[wanted == 0] = 1.0
     steps = scales.astype(np.float64)
@@ -208,11 +245,9 @@ def group_dequantize(quantized: GroupQuantized, group_size: int) -> np.ndarray:
 
 def _grouped(w: np.ndarray, group_size: int) -> np.ndarray:
     """Return ``w`` (..., n) as float64 (..., groups, group_size), the last group filled up with zeros."""
-    w = np.asarray(w, np.float64)
-    if group_size < 1 or w.ndim == 0:
-        raise ValueError(f"groups of {group_size} values cannot be cut from an array of shape {w.shape}")
-    if not np.isfinite(w).all():
-        raise ValueError("a value to quantize is NaN or infinite; check the weights")
+    w = _finite(w)
+    if not is_whole(group_size, 1, sys.maxsize) or w.ndim == 0:
+        raise AffineError(f"groups of {group_size} values cannot be cut from an array of shape {w.shape}")
     groups = -(-w.shape[-1] // group_size)
     filled = np.zeros((*w.shape[:-1], groups * group_size))
     filled[..., : w.shape[-1]] = w

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError, UsageError
+from .checking import require_tensor
 from .runtime.xnor import pack_bits, xnor_gemm
 
 __all__ = [
@@ -98,6 +99,7 @@ def binarize(w: Tensor, *, stochastic: bool = False, generator: torch.Generator 
     .. [1] Courbariaux et al., BinaryConnect, NeurIPS 2015, eq. (1) to (3).
            https://arxiv.org/abs/1511.00363
     """
+    require_tensor(w, "what is binarized")
     if torch.isnan(w).any():
         raise UsageError("the weights hold NaN, which has no sign; check the training that made them")
     if not stochastic:

@@ -11,6 +11,7 @@ from ..data.dataset import normalised
 from ..errors import UnknownNameError, UsageError
 from ..ir.graph import Graph
 from .activations import Range, activation_widths
+from .checking import require_float_graph
 from .observers import OBSERVERS, Observer
 
 
@@ -36,10 +37,14 @@ def calibrate(
     Raises
     ------
     UsageError
-        If there is no input, an activation is not finite, or the observer is unknown.
+        If the graph is int8, there is no input, an activation is not finite, the observer is unknown or
+        ``batch_size`` is below 1.
     """
     if observer not in OBSERVERS:
         raise UnknownNameError("observer", observer, OBSERVERS)
+    if batch_size < 1:
+        raise UsageError(f"batch_size is the number of inputs per run, at least 1; got {batch_size}")
+    require_float_graph(graph)
     x = as_stored(graph, x)
     if len(x) == 0:
         raise UsageError("the calibration set is empty; pass at least one input, a few hundred are better")
@@ -75,13 +80,14 @@ def as_stored(graph: Graph, x: Any) -> np.ndarray:
     Raises
     ------
     UsageError
-        If the shape or the type does not fit.
+        If the shape or the type does not fit, or a value is NaN or infinite.
     """
     if len(graph.inputs) != 1:
         raise UsageError(f"graph {graph.name} has {len(graph.inputs)} inputs; only one is supported here")
     shape = graph[graph.inputs[0]].shape
     if hasattr(x, "detach"):  # a torch tensor, without importing torch
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        x = (x.float() if x.is_floating_point() else x).numpy()  # NumPy has no bfloat16
         x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
     x = np.asarray(x)
     if x.ndim != len(shape) or x.shape[1:] != shape[1:]:
@@ -90,4 +96,6 @@ def as_stored(graph: Graph, x: Any) -> np.ndarray:
         )
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise UsageError(f"inputs are {x.dtype}; pass uint8 pixels, or floats normalised as in training")
+    if not np.isfinite(x).all():
+        raise UsageError("the inputs are not finite: a value is NaN or infinite; check where they come from")
     return normalised(x)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .._files import write_atomically
 from ..errors import DataError, UsageError
+from .checking import require_module
 from .tensor_coding import DTYPES, Packed, Source, pack, unpack
 
 PARTS = ("index", "labels", "codebooks", "tables", "values", "header")
@@ -137,6 +138,7 @@ def save_compressed(model: nn.Module, path: str | Path, *, coding: str = "huffma
     """
     if coding not in ("huffman", "fixed"):
         raise UsageError(f"coding is 'huffman' or 'fixed', got {coding!r}")
+    require_module(model)
     state = model.state_dict()
     packed = {name: pack(_flat(name, tensor), coding) for name, tensor in state.items()}
     entries = [_entry(name, tensor, packed[name]) for name, tensor in state.items()]
@@ -193,6 +195,7 @@ def round_small_tensors(model: nn.Module) -> list[str]:
     list of str
         The rounded parameters and buffers.
     """
+    require_module(model)
     rounded = []
     for name, tensor in model.state_dict().items():  # the tensors are the model's own
         if tensor.ndim < 2 and tensor.dtype == torch.float32:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..errors import UnknownNameError, UsageError
 from ..ir.graph import Graph, Kind, Node
-from ..ir.ops import is_int8
 from .activations import LINEAR_OPS
+from .checking import require_float_graph
 
 RELU6_RULES = ("relu", "keep")
 
@@ -110,8 +110,7 @@ def find_pairs(graph: Graph, *, relu6: str = "relu") -> list[Pair]:
     """
     if relu6 not in RELU6_RULES:
         raise UnknownNameError("rule for relu6", relu6, RELU6_RULES)
-    if is_int8(graph):
-        raise UsageError(f"graph {graph.name} is int8 already; equalize the float graph before quantization")
+    require_float_graph(graph)
     pairs = []
     for first in graph.nodes:
         path = _path(graph, first) if first.op in LINEAR_OPS else []

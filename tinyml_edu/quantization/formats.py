@@ -156,7 +156,7 @@ class BlockFormat:
             codes = self.element.encode(scaled, saturate=True)
         else:
             codes = self.element.encode(scaled)
-        flat = codes.reshape(*codes.shape[:-2], -1)[..., : x.shape[-1]]
+        flat = self._flat(codes)[..., : x.shape[-1]]
         return BlockCodes(flat, np.where(finite, scale + 127, 255).astype(np.uint8))
 
     def decode(self, codes: BlockCodes) -> np.ndarray:
@@ -164,7 +164,7 @@ class BlockFormat:
         values = self._blocks(self.element.decode(codes.codes))
         values = np.ldexp(values, codes.scales.astype(np.int64)[..., None] - 127)
         values = np.where(codes.scales[..., None] == 255, np.nan, values)
-        return values.reshape(*values.shape[:-2], -1)[..., : codes.codes.shape[-1]]
+        return self._flat(values)[..., : codes.codes.shape[-1]]
 
     def _element_exponent(self) -> int:
         """Return the exponent of the largest power of two that the element format holds."""
@@ -178,7 +178,12 @@ class BlockFormat:
             raise UsageError("a block format needs at least one axis; pass an array of values")
         missing = -x.shape[-1] % self.block
         filled = np.concatenate([x, np.zeros((*x.shape[:-1], missing))], axis=-1)
-        return filled.reshape(*x.shape[:-1], -1, self.block)
+        return filled.reshape(*x.shape[:-1], filled.shape[-1] // self.block, self.block)
+
+    @staticmethod
+    def _flat(blocks: np.ndarray) -> np.ndarray:
+        """Return (..., blocks, 32) as (..., blocks * 32)."""
+        return blocks.reshape(*blocks.shape[:-2], blocks.shape[-2] * blocks.shape[-1])
 
 
 Format = FloatFormat | FixedPoint | BlockFormat
@@ -211,14 +216,14 @@ def format_of(name: str) -> Format:
     >>> format_of("q3.4")
     FixedPoint(bits=8, fraction_bits=4, symmetric=False)
     """
-    fixed = re.fullmatch(r"q(\d+)\.(\d+)", name)
+    fixed = re.fullmatch(r"q(\d+)\.(\d+)", str(name))
     if fixed:
         integer, fraction = int(fixed[1]), int(fixed[2])
         if not 1 <= integer + fraction <= 15:
             raise UsageError(f"{name} has {1 + integer + fraction} bits; fixed point here has 2 to 16")
         return FixedPoint(1 + integer + fraction, fraction)
     if name not in FORMATS:
-        raise UnknownNameError("number format", name, [*FORMATS, "q3.4"])
+        raise UnknownNameError("number format", str(name), [*FORMATS, "q3.4"])
     return FORMATS[name]
 
 
@@ -241,14 +246,19 @@ def encode(x: Any, fmt: str) -> Any:
     Raises
     ------
     UsageError
-        If the format does not exist, or has no NaN and a value is NaN.
+        If the format does not exist, the values are no real numbers, or one is NaN and the format has none.
 
     Examples
     --------
     >>> encode([1.0, -0.3, 500.0], "fp8_e4m3")
     array([ 56, 170, 127], dtype=uint8)
     """
-    return format_of(fmt).encode(np.asarray(x, np.float64))
+    values = x.detach().cpu() if hasattr(x, "detach") else x  # a torch tensor, without importing torch
+    try:
+        real = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"a format encodes real numbers, not {type(x).__name__}; pass an array") from None
+    return format_of(fmt).encode(real)
 
 
 def decode(codes: Any, fmt: str) -> np.ndarray:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from ..errors import UsageError
 
 SMALLEST = 1e-300
 """Magnitudes below it count as 0: no float32 but 0 is that small."""
@@ -11,7 +15,8 @@ SMALLEST = 1e-300
 class Histogram:
     """Counts of real values in ``2 * bins`` bins of one width, half of them on each side of 0.
 
-    The first values that are not all 0 set the width to ``largest magnitude / bins``.  A larger value
+    The first values that are not all 0 set the width to ``largest magnitude / bins``, rounded up to 24 bits:
+    the borders of the bins are then exact, and so is the bin of every float32 value.  A larger value
     doubles it, which merges bins two by two and loses nothing else; so at least half of the bins of the
     longer side are always in use.  Exact zeros are counted apart, for 0.0 has a code of its own.
 
@@ -23,7 +28,7 @@ class Histogram:
 
     def __init__(self, bins: int = 2048) -> None:
         if bins < 2 or bins % 2:
-            raise ValueError(f"bins must be even and at least 2, got {bins}")
+            raise UsageError(f"bins must be even and at least 2, got {bins}")
         self.bins = bins
         self.width = 0.0
         self.zeros = 0
@@ -39,8 +44,10 @@ class Histogram:
         if nonzero.size == 0:
             return
         largest = float(np.abs(nonzero).max())
-        self.width = self.width or largest / self.bins
-        while self.width * self.bins < largest * (1 - 1e-12):  # width * bins may be an ulp below largest
+        if self.width == 0:
+            fraction, exponent = math.frexp(largest / self.bins)
+            self.width = math.ldexp(math.ceil(math.ldexp(fraction, 24)), exponent - 24)
+        while self.width * self.bins < largest:
             self._double()
         index = np.clip(np.floor(nonzero / self.width), -self.bins, self.bins - 1).astype(np.int64)
         self.counts += np.bincount(index + self.bins, minlength=2 * self.bins)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError, UsageError
+from .checking import is_whole, require_module, require_tensor
 from .lloyd import cluster, nearest
 
 
@@ -58,7 +59,7 @@ def k_means_quantize(
     Raises
     ------
     UsageError
-        If the tensor is empty or not finite, the bitwidth is out of range, or the codebook has another size.
+        If the tensor is empty or not finite, the bitwidth is out of range, or the codebook does not fit.
 
     Examples
     --------
@@ -68,9 +69,10 @@ def k_means_quantize(
     >>> tensor
     tensor([0.1250, 0.1250, 0.8750, 0.8750])
     """
+    require_tensor(fp32_tensor, "what k-means quantizes")
     if codebook is None:
-        if not 1 <= bitwidth <= 8:
-            raise UsageError(f"k-means takes 1 to 8 bits, got bitwidth={bitwidth}")
+        if not is_whole(bitwidth, 1, 8):
+            raise UsageError(f"k-means takes 1 to 8 bits, got bitwidth={bitwidth!r}")
         values = fp32_tensor.detach().cpu().double().reshape(-1).numpy()
         centroids = cluster(values, 2**bitwidth, init=init, seed=seed).astype(np.float32)
         labels = nearest(values, centroids.astype(np.float64))
@@ -89,6 +91,11 @@ def update_codebook(fp32_tensor: Tensor, codebook: Codebook) -> None:
     A centroid without values stays where it is: the mean of nothing is NaN.  After a step of plain SGD of
     rate ``lr`` on shared weights, this moves centroid k by ``-lr / n_k`` times the gradient summed over its
     n_k weights.
+
+    Raises
+    ------
+    UsageError
+        If the codebook does not fit the tensor.
     """
     _check_fits(fp32_tensor, codebook)
     k = codebook.centroids.numel()
@@ -151,6 +158,7 @@ class KMeansQuantizer:
         init: str = "linear",
         seed: int = 0,
     ) -> None:
+        require_module(model)
         weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
         bits = dict(bitwidth) if isinstance(bitwidth, Mapping) else dict.fromkeys(weights, bitwidth)
         for name in bits:
@@ -216,3 +224,6 @@ def _check_fits(tensor: Tensor, codebook: Codebook) -> None:
         raise UsageError(
             f"a codebook of {codebook.labels.numel()} labels does not fit a tensor of {tensor.numel()} values"
         )
+    labels, k = codebook.labels, codebook.centroids.numel()
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < k:
+        raise UsageError(f"a label names none of the {k} centroids; labels lie between 0 and {k - 1}")

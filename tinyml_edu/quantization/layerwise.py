@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import ir
-from ..errors import UsageError
 from ..ir.graph import Graph, Kind, Node
-from ..ir.ops import is_int8
 from .calibration import Range, as_stored, calibrate
+from .checking import require_float_graph
 from .post_training import QuantConfig
 
 
@@ -86,7 +85,6 @@ def prepare(graph: Graph, x: Any, config: QuantConfig) -> tuple[np.ndarray, dict
     UsageError
         If the graph is int8, or the calibration set is missing, empty, of another shape or not finite.
     """
-    if is_int8(graph):
-        raise UsageError(f"graph {graph.name} is int8 already; pass the float graph")
+    require_float_graph(graph)
     stored = as_stored(graph, x)
     return stored, calibrate(graph, stored, observer=config.observer, bits=config.activation_bits)

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 
 from ..errors import UsageError
 from ..ir.fixed_point import effective_scale, quantize_multipliers, requant_double, requant_single
-from .affine import affine_params, get_quantized_range, symmetric_scale
+from .activations import storable_params
+from .affine import get_quantized_range, symmetric_scale
+from .checking import require_tensor
 from .post_training import BIAS_LIMIT
 
 Scale = float | torch.Tensor
@@ -46,20 +48,37 @@ def linear_quantize(
     Raises
     ------
     UsageError
-        If the values are not real, a scale is not positive or ``dtype`` cannot hold the codes.
+        If the values are not real numbers, a scale is not positive or does not broadcast against them, or
+        ``dtype`` cannot hold the codes.
     """
     q_min, q_max = get_quantized_range(bitwidth)
+    require_tensor(fp_tensor, "what linear_quantize rounds")
     if not fp_tensor.is_floating_point():
         raise UsageError(
             f"linear_quantize takes real values, got {fp_tensor.dtype}; are these codes already?"
         )
+    if bool(torch.isnan(fp_tensor).any()):
+        raise UsageError("a value to quantize is NaN, which has no code; check where it comes from")
     if dtype.is_floating_point or torch.iinfo(dtype).min > q_min or torch.iinfo(dtype).max < q_max:
         raise UsageError(f"{dtype} cannot hold signed codes of {bitwidth} bits; choose a wider integer type")
     step = torch.as_tensor(scale, dtype=fp_tensor.dtype)
     if not bool((step > 0).all()):
         raise UsageError("a scale must be positive; a tensor of zeros may have any scale, for example 1.0")
+    for name, shape in (("scale", step.shape), ("zero point", torch.as_tensor(zero_point).shape)):
+        if not _broadcasts(shape, fp_tensor.shape):
+            raise UsageError(
+                f"a {name} of shape {tuple(shape)} does not broadcast against values of shape "
+                f"{tuple(fp_tensor.shape)}; scales of the output channels have shape (O, 1, ...)"
+            )
     q = torch.round(fp_tensor / step).double() + zero_point
     return q.clamp(q_min, q_max).to(dtype)
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Return whether a tensor of ``shape`` broadcasts to ``target``."""
+    return len(shape) <= len(target) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
 
 
 def get_quantization_scale_and_zero_point(fp_tensor: torch.Tensor, bitwidth: int) -> tuple[float, int]:
@@ -68,10 +87,8 @@ def get_quantization_scale_and_zero_point(fp_tensor: torch.Tensor, bitwidth: int
     The range is widened to contain 0, see `affine_params`; a tensor of zeros gets scale 1.0.
     """
     values = _real(fp_tensor)
-    low, high = float(values.min()), float(values.max())
-    if low == high == 0:
-        return 1.0, 0
-    scale, zero_point = affine_params(low, high, bits=bitwidth)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale, zero_point = storable_params(low, high, bitwidth)
     return float(np.float32(scale)), zero_point
 
 
@@ -120,8 +137,9 @@ def linear_quantize_bias_per_output_channel(
     UsageError
         If there are neither one nor O weight scales.
     """
-    step = _input_scale(input_scale) * _scales(weight_scale, bias.numel())
-    q = np.rint(_real(bias).astype(np.float64) / step).clip(-BIAS_LIMIT, BIAS_LIMIT)
+    values = _real(bias).astype(np.float64)
+    step = _input_scale(input_scale) * _scales(weight_scale, values.size)
+    q = np.rint(values / step).clip(-BIAS_LIMIT, BIAS_LIMIT)
     return torch.from_numpy(q.astype(np.int32)), torch.from_numpy(step.astype(np.float32)), 0
 
 
@@ -190,9 +208,11 @@ def quantized_linear(
     -----
     One rounding, half up, as FULLY_CONNECTED has it.
     """
-    _check_codes(input, weight, weight_bitwidth)
-    if bias is None:
-        bias = shift_quantized_linear_bias(_no_bias(weight), weight, input_zero_point)
+    bias = _checked_bias(input, weight, bias, weight_bitwidth, input_zero_point)
+    if input.ndim != 2 or weight.ndim != 2 or input.shape[1] != weight.shape[1]:
+        raise UsageError(
+            f"an input (N, I) and a weight (O, I) are needed, got {tuple(input.shape)}, {tuple(weight.shape)}"
+        )
     acc = _int32(F.linear(input.long(), weight.long()) + bias.long(), "a sum of products").numpy()
     multiplier, exponent = _multipliers(weight, input_scale, weight_scale, output_scale)
     return _narrow(requant_single(acc, multiplier, exponent), output_zero_point, feature_bitwidth)
@@ -240,11 +260,17 @@ def quantized_conv2d(
     -----
     Two roundings, as CONV_2D and DEPTHWISE_CONV_2D have them, see `ir.fixed_point.requant_double`.
     """
-    _check_codes(input, weight, weight_bitwidth)
-    if bias is None:
-        bias = shift_quantized_conv2d_bias(_no_bias(weight), weight, input_zero_point)
-    x = F.pad(input.long(), _frame(padding), value=input_zero_point)
-    products = F.conv2d(x, weight.long(), None, _pair(stride), 0, _pair(dilation), groups)
+    bias = _checked_bias(input, weight, bias, weight_bitwidth, input_zero_point)
+    if input.ndim != 4 or weight.ndim != 4:
+        raise UsageError(
+            f"an input (N, I, H, W) and a weight (O, I / groups, KH, KW) are needed, got "
+            f"{tuple(input.shape)}, {tuple(weight.shape)}"
+        )
+    x = F.pad(input.long(), _frame(padding), value=int(input_zero_point))
+    try:
+        products = F.conv2d(x, weight.long(), None, _pair(stride), 0, _pair(dilation), groups)
+    except RuntimeError as error:  # channels, groups or sizes that do not fit, told by PyTorch
+        raise UsageError(f"no such convolution: {str(error).splitlines()[0]}") from None
     acc = _int32(products + bias.long().reshape(-1, 1, 1), "a sum of products")
     multiplier, exponent = _multipliers(weight, input_scale, weight_scale, output_scale)
     scaled = requant_double(acc.numpy(), multiplier.reshape(-1, 1, 1), exponent.reshape(-1, 1, 1))
@@ -253,6 +279,7 @@ def quantized_conv2d(
 
 def _real(tensor: torch.Tensor) -> np.ndarray:
     """Return finite real values as an array, at least one."""
+    require_tensor(tensor, "what is quantized")
     if not tensor.is_floating_point() or tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
         raise UsageError(
             f"a tensor of finite real values is needed, got {tensor.dtype} of shape {tuple(tensor.shape)}; "
@@ -290,6 +317,7 @@ def _multipliers(
 
 def _check_codes(x: torch.Tensor, weight: torch.Tensor, weight_bitwidth: int) -> None:
     for name, codes in (("input", x), ("weight", weight)):
+        require_tensor(codes, f"the {name}")
         if codes.dtype != torch.int8:
             raise UsageError(f"the {name} must be int8 codes, got {codes.dtype}; use linear_quantize first")
     q_min, q_max = get_quantized_range(weight_bitwidth)
@@ -297,8 +325,22 @@ def _check_codes(x: torch.Tensor, weight: torch.Tensor, weight_bitwidth: int) ->
         raise UsageError(f"the weight holds codes outside [{q_min}, {q_max}] ({weight_bitwidth} bits)")
 
 
-def _no_bias(weight: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(weight), dtype=torch.int32)
+def _checked_bias(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, weight_bitwidth: int, zero_point: int
+) -> torch.Tensor:
+    """Check the codes of a layer; return its bias int32 (O,), shifted for the input's zero point."""
+    _check_codes(x, weight, weight_bitwidth)
+    if bias is None:
+        return shift_quantized_linear_bias(
+            torch.zeros(len(weight), dtype=torch.int32), weight, int(zero_point)
+        )
+    require_tensor(bias, "the bias")
+    if bias.dtype != torch.int32 or bias.shape != weight.shape[:1]:
+        raise UsageError(
+            f"the bias must be int32 codes ({len(weight)},), got {bias.dtype} {tuple(bias.shape)}; "
+            "use linear_quantize_bias_per_output_channel first"
+        )
+    return bias
 
 
 def _int32(values: torch.Tensor, what: str) -> torch.Tensor:
@@ -312,17 +354,19 @@ def _narrow(scaled: np.ndarray, zero_point: int, bits: int) -> torch.Tensor:
     """Add the output's zero point, clamp, and only then narrow to int8."""
     if bits > 8:
         raise UsageError(f"codes of {bits} bits do not fit int8; choose feature_bitwidth 2 to 8")
-    return torch.from_numpy(np.clip(scaled + zero_point, *get_quantized_range(bits)).astype(np.int8))
+    return torch.from_numpy(np.clip(scaled + int(zero_point), *get_quantized_range(bits)).astype(np.int8))
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    return height, width
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+        raise UsageError(f"stride, padding and dilation are numbers, or (height, width); got {value!r}")
+    return pair[0], pair[1]
 
 
 def _frame(padding: int | Sequence[int]) -> list[int]:
     """Return padding as (left, right, top, bottom)."""
-    if isinstance(padding, int) or len(padding) == 2:
+    if isinstance(padding, int | str) or len(padding) == 2:
         height, width = _pair(padding)
         return [width, width, height, height]
     if len(padding) != 4:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import UnknownNameError, UsageError
 from .binary import BinaryConv2d, BinaryLinear
+from .checking import require_module
 from .ternary import TTQ, TWN
 
 
@@ -36,7 +37,7 @@ def binarize_layers(
     Raises
     ------
     UsageError
-        If a name in ``skip`` is no such layer, or no layer is left.
+        If a name in ``skip`` is no such layer, no layer is left, or one is parametrized.
     """
     if method == "xnor":
         raise UsageError("behind a ReLU every input's sign is +1; build XNOR networks with BinaryConv2d")
@@ -63,7 +64,7 @@ def ternarize_layers(
     Raises
     ------
     UsageError
-        If a name in ``skip`` is no such layer, or no layer is left.
+        If a name in ``skip`` is no such layer, no layer is left, or one is parametrized.
     """
     if method not in ("twn", "ttq"):
         raise UnknownNameError("ternary method", method, ("twn", "ttq"))
@@ -77,11 +78,15 @@ def ternarize_layers(
 
 def _replaceable(model: nn.Module, skip: Iterable[str] | None) -> list[str]:
     """Return the paths of convolutions and linear layers, without ``skip`` (default: first and last)."""
+    require_module(model)
     paths = [p for p, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and p]
     skipped = {*paths[:1], *paths[-1:]} if skip is None else set(skip)
     if unknown := skipped - set(paths):
         raise UnknownNameError("layer to skip", sorted(unknown)[0], paths)
     kept = [path for path in paths if path not in skipped]
+    for path in kept:
+        if parametrize.is_parametrized(model.get_submodule(path)):
+            raise UsageError(f"{path} has a parametrized weight already; start from the real network")
     if not kept:
         raise UsageError(f"none of the {len(paths)} layers is left to change; pass a shorter skip")
     return kept

@@ -11,9 +11,9 @@ from scipy import optimize, sparse
 from .. import ir
 from ..errors import UnknownNameError, UsageError
 from ..ir.graph import Graph, Kind, Node
-from ..ir.ops import is_int8
 from .affine import quantize_weight, symmetric_scale
 from .calibration import as_stored
+from .checking import is_whole, require_float_graph
 from .post_training import LINEAR_OPS
 
 Sensitivities = dict[str, dict[int, float]]
@@ -53,8 +53,9 @@ def round_weights(graph: Graph, bits: Mapping[str, int], *, per_channel: bool = 
     Raises
     ------
     UsageError
-        If a node does not exist or has no weights, or a width is not 2 to 8.
+        If the graph is int8, a node does not exist or has no weights, or a width is not 2 to 8.
     """
+    require_float_graph(graph)
     layers = {node.name: node for node in _layers(graph)}
     result = Graph(graph.name, dict(graph.tensors), list(graph.nodes), graph.inputs, graph.outputs)
     for name, width in bits.items():
@@ -122,9 +123,12 @@ def sensitivity(
     if metric not in METRICS:
         raise UnknownNameError("metric", metric, METRICS)
     _check_bits(bits)
-    if is_int8(graph) or len(graph.outputs) != 1:
-        raise UsageError(f"graph {graph.name} must be float with one output; capture the torch model again")
+    require_float_graph(graph)
+    if len(graph.outputs) != 1:
+        raise UsageError(f"graph {graph.name} has {len(graph.outputs)} outputs; only one is supported here")
     x = as_stored(graph, x)
+    if len(x) == 0:
+        raise UsageError("there are no inputs; pass at least one, a few hundred are better")
     labels = _labels(y, len(x), metric)
     values = ir.run(graph, x, keep=True)
     reference = values[graph.outputs[0]]
@@ -149,7 +153,7 @@ def _layers(graph: Graph) -> list[Node]:
 
 
 def _check_bits(bits: Sequence[int]) -> None:
-    if not bits or any(not 2 <= width <= 8 for width in bits):
+    if not bits or not all(is_whole(width, 2, 8) for width in bits):
         raise UsageError(f"widths must be whole numbers from 2 to 8, got {list(bits)}")
 
 
@@ -233,7 +237,7 @@ def assign_bits(
     """
     options = _options(sensitivities, sizes)
     least = sum(min(size for _, size, _ in choices) for choices in options.values())
-    if least > budget_bytes:
+    if not isinstance(budget_bytes, int | float | np.number) or not least <= budget_bytes:
         raise UsageError(
             f"a budget of {budget_bytes} bytes is too small: the narrowest widths need {least} bytes; "
             "raise the budget, or measure fewer bits"

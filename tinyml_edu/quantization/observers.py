@@ -153,7 +153,8 @@ class KLObserver(_HistogramObserver):
     Notes
     -----
     Where P is not 0 and Q is, the divergence is infinite and the threshold loses; no smoothing constant is
-    needed, for the full range is always finite.
+    needed, for the full range is always finite.  A threshold that leaves a single bin with values, and cuts
+    others off, loses too: both histograms are then one spike, whatever was cut.
 
     References
     ----------
@@ -186,6 +187,8 @@ def kl_divergence(counts: np.ndarray, kept: int, levels: int) -> float:
     p = inside.copy()
     p[-1] += counts[kept:].sum()
     if not full[-1] and p[-1] > 0:  # Q is 0 in the last bin, P is not
+        return math.inf
+    if p[-1] > inside[-1] and np.count_nonzero(full) == 1:  # P = Q = 1, but not because they agree
         return math.inf
     edges = np.arange(levels) * kept // levels  # first bin of each level; none is empty
     sums, filled = np.add.reduceat(inside, edges), np.add.reduceat(full.astype(np.float64), edges)

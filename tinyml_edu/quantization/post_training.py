@@ -15,10 +15,11 @@ import numpy as np
 from ..data.dataset import normalised
 from ..errors import UnknownNameError, UnsupportedOpError, UsageError
 from ..ir.graph import Graph, Node, Quant, Tensor
-from ..ir.ops import OPS, infer_shape, is_int8
+from ..ir.ops import OPS, infer_shape
 from .activations import LINEAR_OPS, Range, activation_quants
 from .affine import quantize_weight, symmetric_scale
 from .calibration import calibrate
+from .checking import is_whole, require_float_graph
 from .observers import OBSERVERS
 from .quantized_model import QuantizedModel
 
@@ -56,15 +57,17 @@ class QuantConfig:
     weight_bits_by_layer: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weight_bits_by_layer, Mapping):
+            raise UsageError("QuantConfig: weight_bits_by_layer maps node names to bits; pass a dict")
         object.__setattr__(self, "weight_bits_by_layer", dict(self.weight_bits_by_layer))
         widths = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}
         for layer, bits in self.weight_bits_by_layer.items():
             widths[f"weight_bits_by_layer[{layer!r}]"] = bits
         for name, bits in widths.items():
-            if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
+            if not is_whole(bits, 2, 8):
                 raise UsageError(f"QuantConfig: {name} is {bits!r}; choose a whole number from 2 to 8")
         if self.observer not in OBSERVERS:
-            raise UnknownNameError("observer", self.observer, OBSERVERS)
+            raise UnknownNameError("observer", str(self.observer), OBSERVERS)
 
     def bits_of(self, node: Node) -> int:
         """Return the weight bits of one layer."""
@@ -91,7 +94,7 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
     Raises
     ------
     UsageError
-        If the calibration set is missing, empty, of another shape or not normalised.
+        If the calibration set is missing, empty, not finite, or of another shape or type.
     UnsupportedOpError
         If the model holds an operation that cannot be captured.
     """
@@ -102,11 +105,12 @@ def quantize(model: Any, config: QuantConfig | None = None, calibration: Any = N
             f"calibration is {type(calibration).__name__}; pass an array (n, H, W, C) "
             "or a torch tensor (n, C, H, W)"
         )
-    if len(calibration) == 0:
+    if config is not None and not isinstance(config, QuantConfig):
+        raise UsageError(f"config is {type(config).__name__}; pass a QuantConfig")
+    if calibration.shape[:1] in ((), (0,)):
         raise UsageError("the calibration set is empty; pass at least one input, a few hundred are better")
     graph = model if isinstance(model, Graph) else _capture(model, calibration)
-    if is_int8(graph):
-        raise UsageError(f"graph {graph.name} is int8 already; pass the float graph or the torch model")
+    require_float_graph(graph)
     config = config or QuantConfig()
     ranges = calibrate(graph, calibration, observer=config.observer, bits=config.activation_bits)
     return QuantizedModel(quantize_graph(graph, ranges, config), graph)
@@ -126,6 +130,8 @@ def _capture(model: Any, calibration: Any) -> Graph:
     if not isinstance(example, torch.Tensor):
         example = torch.from_numpy(normalised(np.asarray(example)))
         example = example.permute(0, 3, 1, 2) if example.ndim == 4 else example
+    elif example.dtype == torch.uint8:
+        example = torch.from_numpy(normalised(example.cpu().numpy()))
     return capture(model, example)
 
 
@@ -152,6 +158,7 @@ def weight_scales(
         needs it, see `_raised`.
     """
     config, given = config or QuantConfig(), given or {}
+    require_float_graph(graph)
     layers = _linear_layers(graph, config)
     _check_names(given, [layer.weight.name for layer in layers], "weight_scales")
     quants = activation_quants(graph, ranges, config.activation_bits)
@@ -198,6 +205,7 @@ def quantize_graph(
         If an accumulator could leave int32; the message names the layer.
     """
     config, weight_codes = config or QuantConfig(), weight_codes or {}
+    require_float_graph(graph)
     layers = _linear_layers(graph, config)
     _check_names(weight_codes, [layer.weight.name for layer in layers], "weight_codes")
     quants = activation_quants(graph, ranges, config.activation_bits)
@@ -245,6 +253,10 @@ def _linear_layers(graph: Graph, config: QuantConfig) -> list[_Linear]:
         weight, bias = graph[node.inputs[1]], graph[node.inputs[2]] if len(node.inputs) > 2 else None
         if weight.data is None or (bias is not None and bias.data is None):
             raise UnsupportedOpError(f"{node.name}: weights and bias must be constants to be quantized")
+        if not all(np.isfinite(graph[name].data).all() for name in node.inputs[1:]):  # type: ignore[arg-type]
+            raise UsageError(
+                f"{node.name}: a weight or bias is NaN or infinite; check the training that made it"
+            )
         if seen & set(node.inputs[1:]):
             raise UnsupportedOpError(
                 f"{node.name}: a constant that two layers share cannot be quantized; copy it"
@@ -266,7 +278,8 @@ def _given_scale(layer: _Linear, scale: np.ndarray, shape: tuple[int, ...]) -> n
     scale = np.asarray(scale, np.float64)
     if scale.shape != shape or not np.isfinite(scale).all() or (scale <= 0).any():
         raise UsageError(
-            f"the scales for {layer.weight.name!r} must be {shape} positive numbers, not {scale.shape}; "
+            f"the scales for {layer.weight.name!r} must be {shape} positive, finite numbers, "
+            f"got {scale.shape}; "
             "per_channel=True needs one for each output channel, per_channel=False one"
         )
     return scale

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .checking import is_whole, require_tensor
 
 MAX_STEPS = 100
 
@@ -64,11 +65,12 @@ def product_quantize(weight: Tensor, subvector: int, codewords: int, *, seed: in
     UsageError
         If the weight is not a finite matrix, or a size does not fit.
     """
+    require_tensor(weight, "the weight")
     if weight.ndim != 2 or weight.numel() == 0 or not torch.isfinite(weight).all():
         raise UsageError("product quantization needs a matrix (O, I) of finite weights")
-    if subvector < 1 or weight.shape[1] % subvector:
+    if not is_whole(subvector, 1, weight.shape[1]) or weight.shape[1] % subvector:
         raise UsageError(f"subvector={subvector} does not divide I = {weight.shape[1]}; take a divisor")
-    if not 2 <= codewords <= 256:
+    if not is_whole(codewords, 2, 256):
         raise UsageError(f"product quantization takes 2 to 256 codewords, got {codewords}")
     rows = weight.detach().double()
     points = rows.reshape(len(rows), -1, subvector).transpose(0, 1)  # (pieces, O, d)

@@ -65,6 +65,8 @@ class QuantizedModel:
 
     def predict(self, x: Any, *, requant: str = "exact", batch_size: int = 256) -> np.ndarray:
         """Return the int8 output codes (n, ...) of real inputs ``x``, see `input_codes`."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size is the number of inputs per run, at least 1; got {batch_size}")
         codes = self.input_codes(x)
         starts = range(0, max(len(codes), 1), batch_size)
         parts = [ir.run(self.graph, codes[i : i + batch_size], requant=requant) for i in starts]
@@ -85,9 +87,10 @@ class QuantizedModel:
             Classes.  A tie between output codes counts for the class of the lowest index.
         """
         labels = np.asarray(y)
-        if len(labels) != len(x) or len(labels) == 0:
+        if labels.shape != (len(x),) or labels.size == 0:
             raise UsageError(
-                f"evaluate needs as many labels as inputs, at least one; got {len(labels)}, {len(x)}"
+                f"evaluate needs as many labels as inputs, at least one, of shape (n,); got {labels.shape} "
+                f"for {len(x)} inputs"
             )
         codes = self.predict(x, requant=requant)
         return float((codes.reshape(len(codes), -1).argmax(axis=1) == labels).mean())

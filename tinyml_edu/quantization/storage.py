@@ -1,6 +1,7 @@
 """A graph as one ``.safetensors`` file: arrays as tensors, the structure as JSON in the header.
 
-Nothing is unpickled.  A digest over the arrays shows damage that the container's own checks let pass.
+Nothing is unpickled.  A digest over structure and arrays shows damage that the container's own
+checks let pass.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..errors import DataError
 from ..ir.graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from ..ir.ops import OPS, infer_shape
 
-FORMAT = "tinyml_edu.graph/1"
+FORMAT = "tinyml_edu.graph/2"
 
 
 def save_graph(graph: Graph, path: Path) -> None:
@@ -33,7 +34,8 @@ def save_graph(graph: Graph, path: Path) -> None:
         if tensor.quant is not None:
             arrays[f"{name}/scale"] = tensor.quant.scale
             arrays[f"{name}/zero_point"] = tensor.quant.zero_point
-    header = {"format": FORMAT, "graph": json.dumps(_structure(graph)), "sha256": _digest(arrays)}
+    structure = json.dumps(_structure(graph))
+    header = {"format": FORMAT, "graph": structure, "sha256": _digest(structure, arrays)}
     try:
         write_atomically(path, save(arrays, header))
     except OSError as error:
@@ -52,7 +54,7 @@ def load_graph(path: Path) -> Graph:
         raise DataError(f"{path} is corrupt ({str(error).splitlines()[0]}); make it again") from None
     if header.get("format") != FORMAT:
         raise DataError(f"{path} holds no graph of format {FORMAT}; make it with QuantizedModel.save")
-    if header.get("sha256") != _digest(arrays):
+    if header.get("sha256") != _digest(header.get("graph", ""), arrays):
         raise DataError(f"{path} is corrupt (its checksum differs); make it again")
     try:
         return _graph(json.loads(header["graph"]), arrays)
@@ -60,8 +62,8 @@ def load_graph(path: Path) -> Graph:
         raise DataError(f"{path} is corrupt (its header does not fit: {error}); make it again") from None
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(structure.encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
@@ -88,10 +90,10 @@ def _structure(graph: Graph) -> dict[str, Any]:
 def _graph(structure: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Graph:
     inputs, outputs = tuple(structure["inputs"]), tuple(structure["outputs"])
     graph = Graph(structure["name"], inputs=inputs, outputs=outputs)
-    for name, shape, dtype, kind, axis, *bits in structure["tensors"]:  # files of 8-bit codes may omit bits
+    for name, shape, dtype, kind, axis, bits in structure["tensors"]:
         quant = None
         if f"{name}/scale" in arrays:
-            quant = Quant(arrays[f"{name}/scale"], arrays[f"{name}/zero_point"], axis, *bits)
+            quant = Quant(arrays[f"{name}/scale"], arrays[f"{name}/zero_point"], axis, bits)
         graph.add(Tensor(name, tuple(shape), dtype, Kind(kind), arrays.get(f"{name}/data"), quant))
     for name, op, reads, writes, attrs in structure["nodes"]:
         made = OPS[op].attrs(**{key: _tuples(value) for key, value in attrs.items()})

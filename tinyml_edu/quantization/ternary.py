@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .checking import require_tensor
 
 
 class Ternary(NamedTuple):
@@ -68,10 +69,13 @@ def twn(weight: Tensor, *, per_channel: bool = False, exact: bool = False) -> Te
     >>> codes.tolist(), float(scale), round(float(threshold), 4)
     ([[0, -1, 0, 1]], 2.5, 1.1375)
     """
+    require_tensor(weight, "the weight")
     if weight.numel() == 0 or not torch.isfinite(weight).all():
         raise UsageError("the weight is empty or not finite; check the training that made it")
+    if per_channel and weight.ndim == 0:
+        raise UsageError("a single number has no output channels; use per_channel=False")
     magnitude = weight.detach().float().abs()
-    rows = magnitude.flatten(1) if per_channel else magnitude.reshape(1, -1)
+    rows = magnitude.reshape(len(weight) if per_channel else 1, -1)
     threshold = _best_threshold(rows) if exact else 0.7 * rows.mean(dim=1, keepdim=True)
     kept = rows > threshold
     scale = (rows * kept).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp(min=1)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, GraphError, Kind, Node
-from ..ir.ops import OPS, is_int8
+from ..ir.ops import OPS
 from .activations import LINEAR_OPS
+from .checking import require_float_graph
 
 # Axes of the stored array in torch's order; a bias and any rank but 4 stay as they are.
 TO_TORCH = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2), "image": (0, 3, 1, 2)}
@@ -55,8 +56,7 @@ class TorchGraph(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        if is_int8(graph):
-            raise UsageError(f"graph {graph.name} is int8; pass the float graph, as from mcu.capture")
+        require_float_graph(graph)
         self.graph = graph
         self.tensors = nn.ParameterDict()
         self._keys: dict[str, str] = {}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._modes import evaluating
 from .._threads import torch_threads
 from ..errors import UsageError
+from .checking import require_module
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -64,14 +65,17 @@ def zero_shot_calibration(
     Raises
     ------
     UsageError
-        If the model has no batch norm with statistics, or an argument is out of range.
+        If the model has no batch norm with statistics, or one that is not finite, does not take such inputs,
+        or an argument is out of range.
 
     References
     ----------
     .. [1] Cai et al., ZeroQ: A Novel Zero Shot Quantization Framework, CVPR 2020.
        https://arxiv.org/abs/2001.00281
     """
-    if n < 2 or iterations < 1 or not learning_rate > 0 or min(shape, default=0) < 1:
+    require_module(model)
+    sizes = shape if isinstance(shape, tuple | list) else ()
+    if not (n >= 2 and iterations >= 1 and learning_rate > 0 and min(sizes, default=0) >= 1):
         raise UsageError(
             f"zero_shot_calibration needs n >= 2, iterations >= 1, learning_rate > 0 and a shape of positive "
             f"sizes; got {n}, {iterations}, {learning_rate} and {shape}"
@@ -86,17 +90,29 @@ def zero_shot_calibration(
     with torch_threads(1), evaluating(model), _reading(model) as losses:
         for _ in range(iterations):
             losses.clear()
-            model(x)
+            _run(model, x)
             (x.grad,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), [x])
             adam.step()
             x.data.clamp_(low, high)
+    if not bool(torch.isfinite(x).all()):
+        raise UsageError(
+            "the inputs became NaN or infinite; check the batch norms, or lower the learning rate"
+        )
     return x.detach().cpu()
+
+
+def _run(model: nn.Module, x: Tensor) -> None:
+    """Run the model for what its batch norms see."""
+    try:
+        model(x)
+    except RuntimeError as error:  # told by a layer of PyTorch that got another shape
+        raise UsageError(f"the model does not take {tuple(x.shape)}: {str(error).splitlines()[0]}") from None
 
 
 def statistics_error(model: nn.Module, x: Tensor) -> float:
     """Return what `zero_shot_calibration` minimizes, for inputs ``x`` (n, ...)."""
     with torch.no_grad(), evaluating(model), _reading(model) as losses:
-        model(x)
+        _run(model, x)
     return float(torch.stack(list(losses.values())).sum())
 
 

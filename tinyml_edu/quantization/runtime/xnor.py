@@ -64,7 +64,7 @@ def pack_bits(matrix: ArrayLike, axis: int = 1) -> PackedBits:
     Raises
     ------
     UsageError
-        If the matrix is empty, has another number of axes, or holds NaN.
+        If the matrix is empty, has another number of axes, or holds NaN or no real numbers.
 
     Examples
     --------
@@ -72,7 +72,10 @@ def pack_bits(matrix: ArrayLike, axis: int = 1) -> PackedBits:
     >>> packed.words.tolist(), packed.nbytes
     ([[5]], 8)
     """
-    array = np.asarray(matrix)
+    values: Any = matrix
+    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)  # or a torch tensor
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"pack_bits takes real numbers, got {array.dtype}; convert them first")
     if array.ndim != 2 or array.size == 0 or axis not in (0, 1):
         raise UsageError(f"pack_bits takes a matrix and axis 0 or 1, got shape {array.shape} and axis {axis}")
     if array.shape[axis] > MAX_COLS:
@@ -187,7 +190,7 @@ def xnor_gemm(w: PackedBits, x: PackedBits) -> NDArray[np.int32]:
     Raises
     ------
     UsageError
-        If the shapes do not fit or an operand is packed along the wrong axis.
+        If the shapes do not fit, or an operand is not packed or packed along the wrong axis.
     ToolchainError
         If the compiler is missing.
 
@@ -195,6 +198,8 @@ def xnor_gemm(w: PackedBits, x: PackedBits) -> NDArray[np.int32]:
     -----
     ``y = cols - 2 * popcount(w xor x)``: 64 multiply-accumulates in one exclusive-or, count and addition.
     """
+    if not (isinstance(w, PackedBits) and isinstance(x, PackedBits)):
+        raise UsageError("xnor_gemm multiplies packed matrices; use pack_bits on both first")
     if x.axis != 0 or w.shape[1] != x.shape[0]:
         raise UsageError(
             f"{w.shape} times {x.shape} packed along axis {x.axis} is no product; "
