@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import UnsupportedOpError, UsageError
 from .graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from .int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
-from .ops import OPS, infer_shape
+from .ops import CONSTANT_OPERANDS, OPS, infer_shape
 
 MAX_PAD_RANK = 5
 """Axes that TensorFlow Lite's PAD takes."""
@@ -15,7 +15,7 @@ _WEIGHT_AXES = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
 _SOFTMAX_QUANT = Quant.per_tensor(SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
 
-_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
+_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR")
 
 
 def require_writable(graph: Graph) -> None:
@@ -59,8 +59,9 @@ def _described(tensor: Tensor) -> str:
 
 
 def _check_input(graph: Graph, node: Node, position: int) -> None:
-    tensor, wanted = graph[node.inputs[position]], "int8" if position < 2 else "int32"
-    if tensor.dtype != wanted or (position < 2 and tensor.quant is None):
+    bias = position == 2 and node.op in _WEIGHT_AXES
+    tensor, wanted = graph[node.inputs[position]], "int32" if bias else "int8"
+    if tensor.dtype != wanted or (not bias and tensor.quant is None):
         raise UsageError(
             f"{node.name} reads {tensor.name!r}, which is {_described(tensor)}; it needs {wanted}, "
             "quantize the graph first"
@@ -68,7 +69,7 @@ def _check_input(graph: Graph, node: Node, position: int) -> None:
     parameter = position > 0 and node.op in _WEIGHT_AXES
     if tensor.kind is Kind.VARIABLE or (parameter and tensor.kind is not Kind.CONSTANT):
         raise UnsupportedOpError(f"{node.name} reads {tensor.name!r}, a {tensor.kind}; make it a constant")
-    if tensor.kind is Kind.CONSTANT and not parameter and node.op != "ADD":
+    if tensor.kind is Kind.CONSTANT and not parameter and node.op not in CONSTANT_OPERANDS:
         raise UnsupportedOpError(
             f"{node.name} reads the constant {tensor.name!r} as data; fold the node away"
         )
