@@ -196,7 +196,7 @@ def sub_case(rng: np.random.Generator) -> Graph:
 
 
 def mul_case(rng: np.random.Generator) -> Graph:
-    """One time in two some axes of the second tensor have length 1; half of the products are ties at times."""
+    """One time in two some axes of the second tensor have length 1; at times products are ties."""
     shape = (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 5) if rng.random() < 0.3 else 3)))
     narrow = tuple(1 if rng.random() < 0.5 else n for n in shape) if rng.random() < 0.5 else shape
     s1, s2 = scale(rng, 1e-4), scale(rng, 1e-4)

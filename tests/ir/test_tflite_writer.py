@@ -58,7 +58,7 @@ def normalised(graph: Graph) -> Graph:
     result.tensors = {n: t for n, t in result.tensors.items() if n in _used(result)}
     result.nodes = [_normalised_node(result, node) for node in result.nodes]
     for node in result.nodes:
-        if len(node.inputs) == 3:
+        if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and len(node.inputs) == 3:
             x, w = (result[name].quant for name in node.inputs[:2])
             scale = (np.float64(x.scale[0]) * w.scale).astype(np.float32)
             axis = 0 if scale.size > 1 else None
@@ -511,8 +511,14 @@ WRONG_WRITERS = {
     ),
     "scale": (doubled_scale, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "SOFTMAX", "MUL"]),
     "scale order": (reversed_scales, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]),
-    "activation": (no_activation, ["CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "AVERAGE_POOL_2D", "MAX_POOL_2D"]),
-    "weights": (reversed_data, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "CONCATENATION"]),
+    "activation": (
+        no_activation,
+        ["CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "AVERAGE_POOL_2D", "MAX_POOL_2D"],
+    ),
+    "weights": (
+        reversed_data,
+        ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "CONCATENATION"],
+    ),
     "stride": (changed_option("StrideH", lambda s: s + 1), ["CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D"]),
     "dilation": (changed_option("DilationWFactor", lambda d: 3 - d), ["CONV_2D", "DEPTHWISE_CONV_2D"]),
     "padding": (changed_option("Padding", lambda p: 1 - p), ["CONV_2D", "AVERAGE_POOL_2D", "MAX_POOL_2D"]),

@@ -282,12 +282,22 @@ def test_lookup_concatenation_and_resizing_refuse_bad_sizes_and_pointers(runtime
         assert lookup(16, *holed) == NULL_POINTER
     parts = (ctypes.c_void_p * 2)(ctypes.addressof(BUFFER), ctypes.addressof(WEIGHTS))
     assert join(4, 2, (c_int32 * 2)(3, 5), parts, RESULT) == OK
-    for rows, count, sizes in [(0, 2, (3, 5)), (4, 0, (3, 5)), (4, 2, (3, 0)), (4, 2, (2**30, 1)), (2**29, 2, (3, 5))]:
+    for rows, count, sizes in [
+        (0, 2, (3, 5)),
+        (4, 0, (3, 5)),
+        (4, 2, (3, 0)),
+        (4, 2, (2**30, 1)),
+        (2**29, 2, (3, 5)),
+    ]:
         assert join(rows, count, (c_int32 * 2)(*sizes), parts, RESULT) == BAD_SHAPE, (rows, count, sizes)
     holed = (ctypes.c_void_p * 2)(ctypes.addressof(BUFFER), None)
     assert join(4, 2, (c_int32 * 2)(3, 5), holed, RESULT) == NULL_POINTER
     assert join(4, 2, None, parts, RESULT) == join(4, 2, (c_int32 * 2)(3, 5), parts, None) == NULL_POINTER
-    for field, rows, status in [("rows", BAD_ROWS, BAD_PARAMETER), ("columns", NEGATIVE_ROWS, BAD_PARAMETER), ("rows", None, NULL_POINTER)]:
+    for field, rows, status in [
+        ("rows", BAD_ROWS, BAD_PARAMETER),
+        ("columns", NEGATIVE_ROWS, BAD_PARAMETER),
+        ("rows", None, NULL_POINTER),
+    ]:
         params = resize()
         setattr(params, field, rows)
         assert call(runtime, "te_resize_nearest_s8", params, (BUFFER, RESULT)) == status

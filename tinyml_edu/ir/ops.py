@@ -140,7 +140,9 @@ def _sub_shape(a: A.Sub, x1: Shape, x2: Shape) -> Shape:
 
 def _mul_shape(a: A.Mul, x1: Shape, x2: Shape) -> Shape:
     fits = len(x1) == len(x2) and x1[:1] == x2[:1] and all(n in (1, m) for m, n in zip(x1, x2, strict=True))
-    _need(fits, f"MUL needs a second tensor of the shape of the first or with axes of length 1: {x1} and {x2}")
+    _need(
+        fits, f"MUL needs a second tensor of the shape of the first or with axes of length 1: {x1} and {x2}"
+    )
     return x1
 
 
@@ -334,6 +336,17 @@ OPS: dict[str, OpSpec] = {
     ),
 }  # fmt: skip
 
+
+ONE_SCALE_OPS = (
+    "AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "CONCATENATION", "RESIZE_NEAREST_NEIGHBOR",
+)  # fmt: skip
+"""Their kernels move or average codes without a multiplier, so inputs and output share one scale."""
+
+FIXED_SCALES = {
+    "SOFTMAX": (int_params.SOFTMAX_SCALE, int_params.SOFTMAX_ZERO_POINT),
+    "LOGISTIC": (lookup_tables.LOGISTIC_SCALE, lookup_tables.LOGISTIC_ZERO_POINT),
+}
+"""Scale and zero point of int8 outputs that the operator prescribes."""
 
 CONSTANT_OPERANDS = ("ADD", "SUB", "MUL", "CONCATENATION")
 """Ops that may read a constant where others read data; it is one image's worth, and repeated for a batch."""

@@ -304,7 +304,7 @@ class _Reader(TensorReader):
         shapes = self.graph[x1].shape, self.graph[x2].shape
         if shapes[0] != shape or len(shapes[1]) != len(shape):
             raise UnsupportedOpError(
-                f"{self.where} broadcasts {shapes[0]} and {shapes[1]}; one input of MUL needs the output's shape"
+                f"{self.where} broadcasts {shapes[0]} and {shapes[1]}; one input must have the output's shape"
             )
         self._node((x1, x2), A.Mul(activation), out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import UnsupportedOpError, UsageError
 from .graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from .int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
-from .ops import CONSTANT_OPERANDS, OPS, infer_shape
+from .ops import CONSTANT_OPERANDS, ONE_SCALE_OPS, OPS, infer_shape
 
 MAX_PAD_RANK = 5
 """Axes that TensorFlow Lite's PAD takes."""
@@ -14,8 +14,6 @@ _WEIGHT_AXES = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 """Axis of the weights along which scales may differ."""
 
 _SOFTMAX_QUANT = Quant.per_tensor(SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
-
-_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR")
 
 
 def require_writable(graph: Graph) -> None:
@@ -84,7 +82,7 @@ def _check_input(graph: Graph, node: Node, position: int) -> None:
 def _check_options(node: Node, x: Tensor, out: Tensor) -> None:
     if node.op == "PAD" and len(x.shape) > MAX_PAD_RANK:
         raise UnsupportedOpError(f"{node.name} pads {len(x.shape)} axes; .tflite allows {MAX_PAD_RANK}")
-    if node.op in _SAME_SCALE and not _close(x.quant, out.quant, 1e-6):
+    if node.op in ONE_SCALE_OPS and not _close(x.quant, out.quant, 1e-6):
         raise UsageError(f"{node.name} ({node.op}) needs one scale for input and output; give both the same")
     if node.op == "SOFTMAX" and not _close(out.quant, _SOFTMAX_QUANT, 1e-3):
         raise UsageError(

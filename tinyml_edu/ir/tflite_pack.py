@@ -171,10 +171,14 @@ class Packer:
             name: self._ints(value) if isinstance(value, list) else value
             for name, value in operator.options.items()
         }
-        options = {} if operator.kind == NO_OPTIONS else {
-            "BuiltinOptionsType": getattr(self.lib.BuiltinOptions, operator.kind),
-            "BuiltinOptions": self._table(operator.kind, **values),
-        }
+        options = (
+            {}
+            if operator.kind == NO_OPTIONS
+            else {
+                "BuiltinOptionsType": getattr(self.lib.BuiltinOptions, operator.kind),
+                "BuiltinOptions": self._table(operator.kind, **values),
+            }
+        )
         return self._table(
             "Operator",
             OpcodeIndex=codes.index((getattr(self.lib.BuiltinOperator, operator.op), operator.version)),

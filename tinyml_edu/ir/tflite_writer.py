@@ -79,7 +79,7 @@ def tflite_bytes(graph: Graph) -> bytes:
 
 
 def _runtime(operator: PackedOperator) -> tuple[int, int, int]:
-    """Return the TensorFlow version from which on its runtime has the operator, see [1]_ of `write_tflite`."""
+    """Return the TensorFlow version whose runtime was the first to have the operator."""
     if operator.op == "RESIZE_NEAREST_NEIGHBOR" and operator.version == 3:
         return 2, 3, 0
     without_bias = operator.op == "FULLY_CONNECTED" and operator.version == 6
@@ -232,9 +232,7 @@ class _Writer:
         a, size = node.attrs, self._constant(node, "size", node.attrs.size)
         options = {"AlignCorners": a.align_corners, "HalfPixelCenters": a.half_pixel_centers}
         version = 3 if a.align_corners or a.half_pixel_centers else 2
-        return self._operator(
-            node, "ResizeNearestNeighborOptions", options, version=version, extra=(size,)
-        )
+        return self._operator(node, "ResizeNearestNeighborOptions", options, version=version, extra=(size,))
 
     def _pool(self, node: Node) -> PackedOperator:
         height, width = node.attrs.kernel

@@ -287,7 +287,7 @@ def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
 
 
 def _repeated_axes(name: str, out: tuple[int, ...], x2: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return (size, step in x2) of three axes: neighbours along which x2 is repeated, or not, are one axis."""
+    """Return (size, step in x2) of three axes: neighbours along which x2 repeats, or not, are one."""
     axes: list[tuple[int, bool]] = []
     for size, own in zip(out, x2, strict=True):
         repeats = own < size
@@ -298,7 +298,9 @@ def _repeated_axes(name: str, out: tuple[int, ...], x2: tuple[int, ...]) -> list
         else:
             axes.append((size, repeats))
     if len(axes) > 3:
-        raise UnsupportedOpError(f"{name}: MUL of {_shape(out)} by {_shape(x2)} repeats too many separate axes")
+        raise UnsupportedOpError(
+            f"{name}: MUL of {_shape(out)} by {_shape(x2)} repeats too many separate axes"
+        )
     steps, step = [], 1
     for size, repeats in reversed(axes):
         steps.append((size, 0 if repeats else step))
@@ -313,9 +315,7 @@ def _concatenation(emitter: Emitter, i: int, node: Node) -> Parts:
     sources = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
     sizes = np.array([prod(shape[axis:]) for shape in shapes], np.int32)
     definitions.append(emitter.array(f"sizes_{i}", sizes))
-    definitions.append(
-        f"static const int8_t *const x_{i}[{len(sources)}] = {{\n{_wrap(sources)}\n}};"
-    )
+    definitions.append(f"static const int8_t *const x_{i}[{len(sources)}] = {{\n{_wrap(sources)}\n}};")
     target = emitter.pointer(node.outputs[0], definitions, "")
     arguments = [str(prod(shapes[0][:axis])), str(len(sources)), f"sizes_{i}", f"x_{i}", target]
     return Parts("te_concatenation_s8", arguments, definitions)
