@@ -139,6 +139,22 @@ def test_eight_bits_lose_little(network):
     assert (error**2).mean() < 0.01 * real.var(), (error**2).mean() / real.var()
 
 
+def real(graph: Graph, name: str, values: dict[str, np.ndarray]) -> np.ndarray:
+    return graph[name].quant.dequantize(values[name] if name in values else graph[name].data)
+
+
+def test_every_layer_is_within_one_code_of_the_real_function_of_its_inputs(network):
+    """One half for rounding the result, one for the roundings inside."""
+    graph = network[1].graph
+    values = ir.run(graph, codes(graph), keep=True)
+    for node in graph.nodes:
+        name = node.outputs[0]
+        inputs = [real(graph, n, values) for n in node.inputs]
+        y = ir.OPS[node.op].float_kernel(*inputs, attrs=node.attrs, out_shape=values[name].shape)
+        distance = np.abs(graph[name].quant.quantize(y).astype(int) - values[name]).max()
+        assert distance <= 1, (node.name, node.op, distance)
+
+
 @pytest.mark.c
 @pytest.mark.parametrize("requant", ["exact", "fast"])
 def test_numpy_host_and_board_agree(network, requant, tmp_path):
