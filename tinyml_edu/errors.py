@@ -27,10 +27,10 @@ class UnknownNameError(UsageError):
     unknown board 'stm32f421'; did you mean 'stm32f412'?  Known: rp2040, stm32f412
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         known = sorted(known)
         lower = {k.lower(): k for k in known}
-        near = difflib.get_close_matches(name.lower(), lower, n=1)
+        near = difflib.get_close_matches(str(name).lower(), lower, n=1)
         hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
         super().__init__(f"unknown {kind} {name!r}{hint}  Known: {', '.join(known)}")
 

@@ -76,6 +76,23 @@ def random_graph(op: str, rng: np.random.Generator) -> Graph:
             half = Quant.per_tensor(2 * float(x.quant.scale[0]), 0)
             return one_op(op, A.Add(), x, other, out_quant=half)
         return one_op(op, A.Add(activation), x, other, out_quant=quant(rng, 0.02, 0.2))
+    if op == "SUB":
+        return one_op(op, A.Sub(activation), x, image(rng, x.shape, "x2"), out_quant=quant(rng, 0.02, 0.2))
+    if op == "MUL":
+        narrow = (1, *(n if rng.random() < 0.5 else 1 for n in x.shape[1:]))
+        out = quant(rng, 0.02, 0.2)
+        return one_op(op, A.Mul(activation), x, image(rng, narrow, "x2"), out_quant=out)
+    if op == "CONCATENATION":
+        others = [replace(x, name=f"x{i}", shape=(1, h, w, int(rng.integers(1, 5)))) for i in range(2)]
+        return one_op(op, A.Concatenation(3), x, *others, out_quant=x.quant)
+    if op == "LOGISTIC":
+        return one_op(op, A.Elementwise(), x, out_quant=Quant.per_tensor(1 / 256, -128))
+    if op in ("HARD_SWISH", "RELU", "RELU6", "QUANTIZE"):
+        return one_op(op, A.Elementwise(), x, out_quant=quant(rng))
+    if op == "RESIZE_NEAREST_NEIGHBOR":
+        corners, centers = [(False, False), (True, False), (False, True)][rng.integers(3)]
+        size = tuple(int(v) for v in rng.integers(1, 15, 2))
+        return one_op(op, A.ResizeNearest(size, corners, centers), x, out_quant=x.quant)
     if op in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         padding = tuple(int(rng.integers(-1, k)) for k in (*kernel, *kernel))
         attrs = A.Pool2D(kernel, (1, 1), padding, activation)

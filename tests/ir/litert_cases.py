@@ -189,6 +189,82 @@ def softmax_case(rng: np.random.Generator) -> Graph:
     return one_op("SOFTMAX", A.Softmax(beta), x, out_quant=Quant.per_tensor(1 / 256, -128))
 
 
+def sub_case(rng: np.random.Generator) -> Graph:
+    graph = add_case(rng)
+    x1, x2 = (graph[name] for name in graph.nodes[0].inputs)
+    return one_op("SUB", A.Sub(graph.nodes[0].attrs.activation), x1, x2, out_quant=graph["y"].quant)
+
+
+def mul_case(rng: np.random.Generator) -> Graph:
+    """One time in two some axes of the second tensor have length 1; at times products are ties."""
+    shape = (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 5) if rng.random() < 0.3 else 3)))
+    narrow = tuple(1 if rng.random() < 0.5 else n for n in shape) if rng.random() < 0.5 else shape
+    s1, s2 = scale(rng, 1e-4), scale(rng, 1e-4)
+    y_scale = s1 * s2 * 74 * 74 / 64 * np.exp(rng.uniform(-4, 2))
+    if rng.random() < 0.2:
+        y_scale = s1 * s2 * rng.choice([0.5, 1, 2, 64, 256])
+    x1 = _input(shape, Quant.per_tensor(s1, zero_point(rng)), "x1")
+    x2 = _input(narrow, Quant.per_tensor(s2, zero_point(rng)), "x2")
+    if rng.random() < 0.2:
+        data = rng.integers(-128, 128, narrow, dtype=np.int8)
+        x2 = Tensor("x2", narrow, "int8", Kind.CONSTANT, data, x2.quant)
+    return one_op("MUL", A.Mul(activation(rng)), x1, x2, out_quant=Quant.per_tensor(y_scale, zero_point(rng)))
+
+
+def concatenation_case(rng: np.random.Generator) -> Graph:
+    shape, quant = (1, *(int(v) for v in rng.integers(1, 7, rng.integers(1, 4)))), _quant(rng)
+    axis = int(rng.integers(1, len(shape)))
+    parts = []
+    for i in range(int(rng.integers(1, 5))):
+        size = (*shape[:axis], int(rng.integers(1, 7)), *shape[axis + 1 :])
+        parts.append(_input(size, quant, f"x{i}"))
+    if len(parts) > 1 and rng.random() < 0.2:
+        data = rng.integers(-128, 128, parts[1].shape, dtype=np.int8)
+        parts[1] = Tensor("x1", data.shape, "int8", Kind.CONSTANT, data, quant)
+    return one_op("CONCATENATION", A.Concatenation(axis), *parts, out_quant=quant)
+
+
+def _all_codes(rng: np.random.Generator, low: float = 1e-4, high: float = 1.0) -> Tensor:
+    """Return an input of 256 elements, with a scale over four decades."""
+    shape = [(1, 256), (1, 16, 16), (1, 8, 8, 4)][rng.integers(3)]
+    return _input(shape, _quant(rng, low, high))
+
+
+def logistic_case(rng: np.random.Generator) -> Graph:
+    """One time in two the scale puts a code next to a tie, which float32 decides."""
+    x = _all_codes(rng)
+    if rng.random() < 0.5:
+        p = (rng.integers(128, 255) + 0.5) / 256
+        step = np.float32(np.log(p / (1 - p)) / rng.integers(1, 256))
+        x = _input(x.shape, Quant.per_tensor(step, x.quant.item()[1]))
+    return one_op("LOGISTIC", A.Elementwise(), x, out_quant=Quant.per_tensor(1 / 256, -128))
+
+
+def hard_swish_case(rng: np.random.Generator) -> Graph:
+    x = _all_codes(rng)
+    y_scale = x.quant.item()[0] * np.exp(rng.uniform(-4.8, 2))
+    return one_op("HARD_SWISH", A.Elementwise(), x, out_quant=Quant.per_tensor(y_scale, zero_point(rng)))
+
+
+def rescaling_case(op: str) -> Callable[[np.random.Generator], Graph]:
+    def make(rng: np.random.Generator) -> Graph:
+        x = _all_codes(rng)
+        factor = rng.choice([0.5, 1, 2, 4]) if rng.random() < 0.3 else np.exp(rng.uniform(-4, 3))
+        out = Quant.per_tensor(x.quant.item()[0] * factor, zero_point(rng))
+        return one_op(op, A.Elementwise(), x, out_quant=out)
+
+    return make
+
+
+def resize_case(rng: np.random.Generator) -> Graph:
+    x = _input((1, *(int(v) for v in rng.integers(1, 14, 3))), _quant(rng))
+    corners, centers = [(False, False), (True, False), (False, True)][rng.integers(3)]
+    doubled = (2 * x.shape[1], 2 * x.shape[2])
+    size = doubled if rng.random() < 0.3 else tuple(int(v) for v in rng.integers(1, 30, 2))
+    attrs = A.ResizeNearest(size, corners, centers)
+    return one_op("RESIZE_NEAREST_NEIGHBOR", attrs, x, out_quant=x.quant)
+
+
 CASES: dict[str, Callable[[np.random.Generator], Graph]] = {
     "CONV_2D": conv_case,
     "DEPTHWISE_CONV_2D": depthwise_case,
@@ -200,6 +276,15 @@ CASES: dict[str, Callable[[np.random.Generator], Graph]] = {
     "PAD": pad_case,
     "RESHAPE": reshape_case,
     "SOFTMAX": softmax_case,
+    "SUB": sub_case,
+    "MUL": mul_case,
+    "CONCATENATION": concatenation_case,
+    "LOGISTIC": logistic_case,
+    "HARD_SWISH": hard_swish_case,
+    "RELU": rescaling_case("RELU"),
+    "RELU6": rescaling_case("RELU6"),
+    "QUANTIZE": rescaling_case("QUANTIZE"),
+    "RESIZE_NEAREST_NEIGHBOR": resize_case,
 }
 
 

@@ -70,6 +70,45 @@ def add(x1, x2, *, attrs, params, out_shape, requant="exact"):
     return y
 
 
+def sub(x1, x2, *, attrs, params, out_shape, requant="exact"):
+    y = np.empty(out_shape, np.int8)
+    for i in np.ndindex(out_shape):
+        s1 = scale((int(x1[i]) - params.x1_zp) << 20, params.m1, params.e1, requant)
+        s2 = scale((int(x2[i]) - params.x2_zp) << 20, params.m2, params.e2, requant)
+        y[i] = clamp(scale(s1 - s2, params.mo, params.eo, requant) + params.y_zp, params)
+    return y
+
+
+def mul(x1, x2, *, attrs, params, out_shape, requant="exact"):
+    y = np.empty(out_shape, np.int8)
+    for i in np.ndindex(out_shape):
+        other = tuple(n % size for n, size in zip(i, x2.shape, strict=True))  # an axis of length 1 repeats
+        product = (int(x1[i]) - params.x1_zp) * (int(x2[other]) - params.x2_zp)
+        y[i] = clamp(scale(product, params.multiplier, params.exponent, requant) + params.y_zp, params)
+    return y
+
+
+def concatenation(*xs, attrs, params, out_shape, requant="exact"):
+    y = np.empty(out_shape, np.int8)
+    for i in np.ndindex(out_shape):
+        at, k = i[attrs.axis], 0
+        while at >= xs[k].shape[attrs.axis]:
+            at, k = at - xs[k].shape[attrs.axis], k + 1
+        y[i] = xs[k][(*i[: attrs.axis], at, *i[attrs.axis + 1 :])]
+    return y
+
+
+def lookup(x, *, attrs, params, out_shape, requant="exact"):
+    return np.array([params[int(code) + 128] for code in x.flat], np.int8).reshape(out_shape)
+
+
+def resize_nearest(x, *, attrs, params, out_shape, requant="exact"):
+    y = np.empty(out_shape, np.int8)
+    for n, oy, ox, c in np.ndindex(out_shape):
+        y[n, oy, ox, c] = x[n, params[0][oy], params[1][ox], c]
+    return y
+
+
 def average_pool2d(x, *, attrs, params, out_shape, requant="exact"):
     y = np.empty(out_shape, np.int8)
     for n, oy, ox, c in np.ndindex(out_shape):
@@ -137,4 +176,13 @@ KERNELS = {
     "PAD": pad,
     "RESHAPE": reshape,
     "SOFTMAX": softmax,
+    "SUB": sub,
+    "MUL": mul,
+    "CONCATENATION": concatenation,
+    "LOGISTIC": lookup,
+    "HARD_SWISH": lookup,
+    "RELU": lookup,
+    "RELU6": lookup,
+    "QUANTIZE": lookup,
+    "RESIZE_NEAREST_NEIGHBOR": resize_nearest,
 }

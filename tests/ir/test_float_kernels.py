@@ -142,6 +142,55 @@ def test_mean_pad_reshape_softmax_equal_torch():
     assert_close(apply("SOFTMAX", A.Softmax(1.5), x), want, x.shape[3] + 40, 1.0)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+def test_sub_and_mul_equal_torch(activation):
+    rng = np.random.default_rng(1)
+    x, z, narrow = (
+        rng.standard_normal(s).astype(np.float32) for s in ((2, 4, 5, 6), (2, 4, 5, 6), (2, 1, 1, 6))
+    )
+    a, b, c = (torch.from_numpy(v) for v in (x, z, narrow))
+    for op, attrs, other, want in (
+        ("SUB", A.Sub(activation), z, a - b),
+        ("MUL", A.Mul(activation), z, a * b),
+        ("MUL", A.Mul(activation), narrow, a * c),
+    ):
+        np.testing.assert_array_equal(apply(op, attrs, x, other), torch_activation(want, activation).numpy())
+
+
+def test_functions_of_one_element_equal_torch():
+    x = np.linspace(-100, 100, 4001, dtype=np.float32).reshape(1, -1)
+    t = torch.from_numpy(x)
+    wanted = {
+        "LOGISTIC": torch.sigmoid(t),
+        "HARD_SWISH": F.hardswish(t),
+        "RELU": F.relu(t),
+        "RELU6": F.relu6(t),
+        "QUANTIZE": t,
+    }
+    for op, want in wanted.items():
+        got = apply(op, A.Elementwise(), x)
+        # At most four roundings in either, each half a unit in the last place; PyTorch makes subnormals 0.
+        np.testing.assert_allclose(got, want.numpy(), rtol=4 * EPSILON, atol=np.finfo(np.float32).tiny)
+
+
+def test_concatenation_and_resizing_equal_torch():
+    rng = np.random.default_rng(1)
+    x, z = (rng.standard_normal(s).astype(np.float32) for s in ((2, 4, 5, 6), (2, 4, 5, 1)))
+    np.testing.assert_array_equal(apply("CONCATENATION", A.Concatenation(3), x, z), np.concatenate([x, z], 3))
+    for size in ((8, 5), (12, 10), (7, 3), (2, 9)):
+        want = nhwc(F.interpolate(nchw(x), size=size, mode="nearest"))
+        np.testing.assert_array_equal(apply("RESIZE_NEAREST_NEIGHBOR", A.ResizeNearest(size), x), want)
+        want = nhwc(F.interpolate(nchw(x), size=size, mode="nearest-exact"))
+        attrs = A.ResizeNearest(size, half_pixel_centers=True)
+        np.testing.assert_array_equal(apply("RESIZE_NEAREST_NEIGHBOR", attrs, x), want)
+
+
+def test_aligned_corners_meet():
+    x = np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1)
+    y = apply("RESIZE_NEAREST_NEIGHBOR", A.ResizeNearest((9, 1), align_corners=True), x)
+    assert y.ravel().tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]  # row 1 lies at 0.5, which rounds up
+
+
 def test_softmax_survives_large_logits():
     y = apply("SOFTMAX", A.Softmax(), np.array([[1000.0, 999.0, -1000.0]], np.float32))
     np.testing.assert_allclose(y[0], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0], atol=4 * EPSILON)

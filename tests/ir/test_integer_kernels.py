@@ -47,7 +47,7 @@ def test_kernel_equals_the_loops(op, requant):
         np.testing.assert_array_equal(got, want, err_msg=f"{op} seed {seed}")
 
 
-@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN"])
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "MEAN"])
 def test_comparing_the_two_roundings_can_fail(op):
     """The control: over the same cases "fast" and "exact" are not the same function."""
     different = 0
@@ -73,26 +73,36 @@ def test_a_window_is_the_same_kernel(op):
         y1, x1 = (int(rng.integers(a + 1, n + 1)) for a, n in zip((y0, x0), whole.shape[1:3], strict=True))
         iy0, iy1, ix0, ix1 = ir.input_region(graph, node, (y0, y1, x0, x1))
         args = [
-            inputs[name][:, iy0:iy1, ix0:ix1] if name in inputs else graph[name].data for name in node.inputs
+            cut(inputs[name], (iy0, iy1, ix0, ix1)) if name in inputs else graph[name].data
+            for name in node.inputs
         ]
-        attrs = node.attrs
+        attrs, params = node.attrs, ir.OPS[op].params(graph, node)
         if op == "PAD":
             (top, _), (left, _) = attrs.padding[1:3]
             rows = max(0, top - y0), max(0, y1 - top - graph["x"].shape[1])
             columns = max(0, left - x0), max(0, x1 - left - graph["x"].shape[2])
             rows, columns = clip_pad(rows, y1 - y0), clip_pad(columns, x1 - x0)
             attrs = A.Pad((attrs.padding[0], rows, columns, attrs.padding[3]))
-        elif op != "ADD":  # where row y0 of the output starts, seen from row iy0 of the buffer
+        elif op == "RESIZE_NEAREST_NEIGHBOR":
+            params = params[0][y0:y1] - iy0, params[1][x0:x1] - ix0
+        elif hasattr(attrs, "stride"):  # where row y0 of the output starts, seen from row iy0 of the buffer
             top = iy0 - (y0 * attrs.stride[0] - attrs.padding[0])
             left = ix0 - (x0 * attrs.stride[1] - attrs.padding[1])
             attrs = replace(attrs, padding=(top, left, 0, 0))
         part = ir.OPS[op].integer_kernel(
             *args,
             attrs=attrs,
-            params=ir.OPS[op].params(graph, node),
+            params=params,
             out_shape=(1, y1 - y0, x1 - x0, whole.shape[3]),
         )
         np.testing.assert_array_equal(part, whole[:, y0:y1, x0:x1], err_msg=f"{op} seed {seed}")
+
+
+def cut(image, region):
+    """Return a region of an image; an axis of length 1 that is repeated stays."""
+    y0, y1, x0, x1 = region
+    rows = image if image.shape[1] == 1 else image[:, y0:y1]
+    return rows if image.shape[2] == 1 else rows[:, :, x0:x1]
 
 
 def clip_pad(pads, size):

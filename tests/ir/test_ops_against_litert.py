@@ -33,7 +33,7 @@ from tinyml_edu.ir.tflite_writer import tflite_bytes
 
 FAST_CASES, SLOW_CASES = 40, 400
 
-TWO_ROUNDINGS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN")
+TWO_ROUNDINGS = ("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "MEAN")
 
 
 def compare_case(op: str, seed: int) -> Comparison:

@@ -128,7 +128,7 @@ def weights(shape, **changes):
 CONV = {"padding": 1, "strideH": 1, "strideW": 1}
 
 UNSUPPORTED = {
-    "other op": (one_op("LOGISTIC"), "LOGISTIC at position 0 is not supported; supported: CONV_2D"),
+    "other op": (one_op("TANH"), "TANH at position 0 is not supported; supported: CONV_2D"),
     "tanh": (
         one_op("CONV_2D", "Conv2D", extra=[weights((2, 1, 1, 2))], fusedActivationFunction=4, **CONV),
         "fused activation 4; supported: none, relu, relu6",
@@ -196,7 +196,55 @@ UNSUPPORTED = {
         "spans 1073741825 rows",
     ),
     "batch of two": (one_op("RESHAPE", shape=(2, 4)), "batch size 1"),
-    "inner requantization": (one_op("QUANTIZE", "Quantize", y={"scale": 0.2}), "QUANTIZE at position 0"),
+    "logistic scale": (one_op("LOGISTIC"), "LOGISTIC at position 0: the output must have scale 1/256"),
+    "joined scales": (
+        one_op(
+            "CONCATENATION",
+            "Concatenation",
+            out=(1, 4, 4, 4),
+            axis=3,
+            extra=[{"shape": (1, 4, 4, 2), "scale": 0.2, "data": np.ones((1, 4, 4, 2))}],
+        ),
+        "changes the scale from 0.2 to 0.1",
+    ),
+    "joined batch": (
+        one_op(
+            "CONCATENATION",
+            "Concatenation",
+            out=(2, 4, 4, 2),
+            axis=-4,
+            extra=[{"shape": (1, 4, 4, 2), "scale": 0.1, "data": np.ones((1, 4, 4, 2))}],
+        ),
+        "joins along the batch",
+    ),
+    "joined and activated": (
+        one_op("CONCATENATION", "Concatenation", axis=3, fusedActivationFunction=1),
+        "has a fused activation",
+    ),
+    "outer product": (
+        one_op(
+            "MUL",
+            "Mul",
+            shape=(1, 4, 1, 2),
+            out=(1, 4, 3, 2),
+            extra=[{"shape": (1, 1, 3, 2), "scale": 0.1, "data": np.ones((1, 1, 3, 2))}],
+        ),
+        r"broadcasts \(1, 1, 3, 2\) and \(1, 4, 1, 2\)",
+    ),
+    "resized twice over": (
+        one_op(
+            "RESIZE_NEAREST_NEIGHBOR",
+            "ResizeNearestNeighbor",
+            alignCorners=True,
+            halfPixelCenters=True,
+            extra=[{"shape": (2,), "data": np.array([4, 4]), "dtype": "int32"}],
+        ),
+        "align_corners and half_pixel_centers",
+    ),
+    "dynamic size": (
+        one_op("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighbor", extra=[{"shape": (2,), "dtype": "int32"}]),
+        "integer constant",
+    ),
 }
 
 

@@ -58,7 +58,7 @@ def normalised(graph: Graph) -> Graph:
     result.tensors = {n: t for n, t in result.tensors.items() if n in _used(result)}
     result.nodes = [_normalised_node(result, node) for node in result.nodes]
     for node in result.nodes:
-        if len(node.inputs) == 3:
+        if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") and len(node.inputs) == 3:
             x, w = (result[name].quant for name in node.inputs[:2])
             scale = (np.float64(x.scale[0]) * w.scale).astype(np.float32)
             axis = 0 if scale.size > 1 else None
@@ -288,6 +288,15 @@ VERSIONS = {
     "PAD": {2},
     "RESHAPE": {1},
     "SOFTMAX": {2},
+    "SUB": {2},
+    "MUL": {2},
+    "CONCATENATION": {2},
+    "LOGISTIC": {2},
+    "HARD_SWISH": {1},
+    "RELU": {2},
+    "RELU6": {2},
+    "QUANTIZE": {1},
+    "RESIZE_NEAREST_NEIGHBOR": {2, 3},
 }
 
 
@@ -496,15 +505,28 @@ def reversed_data(monkeypatch):
 
 
 WRONG_WRITERS = {
-    "zero point": (shifted_zero_point, ["CONV_2D", "FULLY_CONNECTED", "ADD", "MEAN"]),
-    "scale": (doubled_scale, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "SOFTMAX"]),
+    "zero point": (
+        shifted_zero_point,
+        ["CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "MEAN", "HARD_SWISH", "RELU", "QUANTIZE"],
+    ),
+    "scale": (doubled_scale, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "SOFTMAX", "MUL"]),
     "scale order": (reversed_scales, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]),
-    "activation": (no_activation, ["CONV_2D", "FULLY_CONNECTED", "ADD", "AVERAGE_POOL_2D", "MAX_POOL_2D"]),
-    "weights": (reversed_data, ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD"]),
+    "activation": (
+        no_activation,
+        ["CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "AVERAGE_POOL_2D", "MAX_POOL_2D"],
+    ),
+    "weights": (
+        reversed_data,
+        ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "MUL", "CONCATENATION"],
+    ),
     "stride": (changed_option("StrideH", lambda s: s + 1), ["CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D"]),
     "dilation": (changed_option("DilationWFactor", lambda d: 3 - d), ["CONV_2D", "DEPTHWISE_CONV_2D"]),
     "padding": (changed_option("Padding", lambda p: 1 - p), ["CONV_2D", "AVERAGE_POOL_2D", "MAX_POOL_2D"]),
     "kernel": (changed_option("FilterWidth", lambda k: k + 1), ["AVERAGE_POOL_2D", "MAX_POOL_2D"]),
+    "joined axis": (changed_option("Axis", lambda a: a % 3 + 1), ["CONCATENATION"]),
+    "corners": (changed_option("AlignCorners", lambda a: not a), ["RESIZE_NEAREST_NEIGHBOR"]),
+    "centers": (changed_option("HalfPixelCenters", lambda a: not a), ["RESIZE_NEAREST_NEIGHBOR"]),
+    "size": (changed_constant("size", lambda s: s[::-1]), ["RESIZE_NEAREST_NEIGHBOR"]),
     "beta": (changed_option("Beta", lambda b: 2 * b), ["SOFTMAX"]),
     "axes": (changed_constant("axes", lambda a: a % 3 + 1), ["MEAN"]),
     "pad": (changed_constant("paddings", lambda p: p[:, ::-1]), ["PAD", "CONV_2D"]),
@@ -609,9 +631,9 @@ REFUSED = {
     "pool that rescales": (changed("m", quant=Quant.per_tensor(9.0, 0)), UsageError, "needs one scale"),
     "softmax scale": (changed("p", quant=HIDDEN), UsageError, "needs scale 1/256 and zero point -128"),
     "unknown op": (
-        with_node(4, op="LOGISTIC"),
+        with_node(4, op="TANH"),
         UnsupportedOpError,
-        "softmax is a LOGISTIC; supported: CONV_2D",
+        "softmax is a TANH; supported: CONV_2D",
     ),
     "shape": (changed("y", shape=(1, 6)), GraphError, r"makes \(1, 5\), but 'y' says \(1, 6\)"),
     "undefined": (with_node(1, inputs=("m",)), GraphError, "before it is written"),

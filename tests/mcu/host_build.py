@@ -19,7 +19,7 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 # Names of model.c and model.h that would clash if several networks stood in one file.
 _LOCAL = re.compile(
-    r"(?<!\.)\b(model_\w+|te_arena|MODEL_\w+|TE_LAYER|TE_NOINLINE|(?:w|bias|multiplier|exponent|params|table|x\d?)_\d+)\b"
+    r"(?<!\.)\b(model_\w+|te_arena|MODEL_\w+|TE_LAYER|TE_NOINLINE|(?:w|bias|multiplier|exponent|params|table|sizes|rows|columns|x\d?)_\d+)\b"
 )
 
 Mutation = tuple[str, str, str]

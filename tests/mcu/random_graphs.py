@@ -1,4 +1,4 @@
-"""Legal random int8 graphs with all ten ops, for the tests that compare NumPy, host C and firmware."""
+"""Legal random int8 graphs with every op, for the tests that compare NumPy, host C and firmware."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, GraphError, Kind, Node, Quant, Tensor
-from tinyml_edu.ir.ops import OPS
+from tinyml_edu.ir.ops import CONSTANT_OPERANDS, OPS
 
 ALL_OPS = tuple(OPS)
 ACTIVATIONS = A.ACTIVATIONS
@@ -81,7 +81,7 @@ class Builder:
         """Run the node on the probes; return whether nearly all outputs differ and many codes occur."""
         (name,), spec = node.outputs, OPS[node.op]
         args = [self.values[n] if n in self.values else self.graph[n].data for n in node.inputs]
-        if node.op == "ADD":
+        if node.op in CONSTANT_OPERANDS:
             args = [np.broadcast_to(v, (PROBES, *v.shape[1:])) for v in args]
         y = spec.integer_kernel(
             *args,
@@ -176,6 +176,62 @@ class Builder:
         scales = [self.graph[n].quant.item()[0] for n in (self.current, other)]
         spread = float(2.0 ** self.rng.uniform(-4, 3))
         return A.Add(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(max(scales) * spread)
+
+    def _sub(self):
+        attributes, extra, quant = self._add()
+        if extra == (self.current,):  # x - x says nothing
+            codes = self.rng.integers(-128, 128, self.shape(), dtype=np.int8)
+            extra = (self.constant("constant", codes, self.graph[self.current].quant),)
+        return A.Sub(attributes.activation), extra, quant
+
+    def _mul(self):
+        """Multiply by an earlier tensor, or by a constant of which some axes have length 1."""
+        _, (other,), _ = self._add()
+        if self.rng.random() < 0.6:
+            shape = tuple(1 if self.rng.random() < 0.5 else n for n in self.shape()[1:])
+            codes = self.rng.integers(-128, 128, (1, *shape), dtype=np.int8)
+            other = self.constant("factor", codes, self.quant())
+        s1, s2 = (self.graph[n].quant.item()[0] for n in (self.current, other))
+        spread = float(2.0 ** self.rng.uniform(-3, 2))
+        return A.Mul(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(s1 * s2 * 74 * spread)
+
+    def _concatenation(self):
+        """Join earlier tensors that have the scale of the current one, itself, and a constant at times."""
+        rank, quant = len(self.shape()), self.graph[self.current].quant
+        if rank < 2:
+            return None
+        axis = rank - 1 if self.rng.random() < 0.7 else self.integer(1, rank - 1)
+        alike = [
+            n
+            for n, t in self.graph.tensors.items()
+            if t.quant is quant and len(t.shape) == rank and t.kind is not Kind.CONSTANT
+        ]
+        extra = [str(name) for name in self.rng.choice(alike, self.integer(0, 2))]
+        if self.rng.random() < 0.3:
+            shape = (*self.shape()[:axis], self.integer(1, 3), *self.shape()[axis + 1 :])
+            extra.append(self.constant("joined", self.rng.integers(-128, 128, shape, dtype=np.int8), quant))
+        return A.Concatenation(axis), tuple(extra), quant
+
+    def _logistic(self):
+        return A.Elementwise(), (), Quant.per_tensor(1 / 256, -128)
+
+    def _rescaled(self):
+        x_scale, _ = self.graph[self.current].quant.item()
+        return A.Elementwise(), (), self.quant(x_scale * float(2.0 ** self.rng.uniform(-2, 1)))
+
+    _hard_swish = _rescaled
+    _relu = _rescaled
+    _relu6 = _rescaled
+    _quantize = _rescaled
+
+    def _resize_nearest_neighbor(self):
+        if len(self.shape()) != 4:
+            return None
+        corners, centers = [(False, False), (True, False), (False, True)][self.integer(0, 2)]
+        size = (self.integer(1, 16), self.integer(1, 16))
+        if self.rng.random() < 0.5:
+            size = (2 * self.shape()[1], 2 * self.shape()[2])
+        return A.ResizeNearest(size, corners, centers), (), self.graph[self.current].quant
 
     def _pool(self):
         return (

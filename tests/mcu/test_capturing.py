@@ -103,6 +103,39 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         ),
         (4, 6, 5),
     ),
+    "difference": (Net(lambda n, x: F.relu(n.c(x) - x), c=conv(4, 4, padding=1)), (4, 6, 5)),
+    "product": (Net(lambda n, x: F.relu6(n.c(x) * n.d(x)), c=conv(3, 4), d=conv(3, 4)), (3, 6, 5)),
+    "square": (Net(lambda n, x: n.c(x) * n.c(x) * x, c=conv(4, 4, 1)), (4, 3, 5)),
+    "gate_of_channels": (
+        Net(lambda n, x: F.relu(n.c(F.max_pool2d(x, (6, 5)))) * x, c=conv(4, 4, 1)),
+        (4, 6, 5),
+    ),
+    "gate_of_pixels": (Net(lambda n, x: x * n.c(x), c=conv(4, 1, 1)), (4, 6, 5)),
+    "gate_of_features": (
+        Net(lambda n, x: n.d(n.c(x).flatten(1) * n.c(x).flatten(1)), c=conv(3, 4), d=nn.Linear(60, 5)),
+        (3, 5, 7),
+    ),
+    "concatenation": (
+        Net(lambda n, x: n.d(torch.cat([n.c(x), x, n.c(x)], 1)), c=conv(3, 4, 1), d=conv(11, 2)),
+        (3, 6, 5),
+    ),
+    "concatenation_of_flattened_images": (
+        Net(
+            lambda n, x: n.d(torch.cat([n.c(x).flatten(1), n.l(x.flatten(1)), x.flatten(1)], -1)),
+            c=conv(3, 4),
+            l=nn.Linear(105, 7),
+            d=nn.Linear(60 + 7 + 105, 5),
+        ),
+        (3, 5, 7),
+    ),
+    "upsampling": (
+        Net(lambda n, x: n.d(F.relu(F.interpolate(n.c(x), scale_factor=(2, 3)))), c=conv(3, 4), d=conv(4, 2)),
+        (3, 4, 5),
+    ),
+    "upsampling_to_a_size": (
+        nn.Sequential(conv(3, 4, 1), nn.Upsample(size=(8, 5), mode="nearest-exact")),
+        (3, 4, 5),
+    ),
     "added_to_itself": (Net(lambda n, x: n.c(x) + x + x, c=conv(4, 4, padding=1)), (4, 6, 5)),
     "in_place": (Net(_in_place, c=conv(3, 4, padding=1), d=conv(4, 4, padding=1)), (3, 6, 5)),
     "asymmetric_pad_into_conv": (
@@ -357,12 +390,25 @@ def test_the_float_bound_sees_a_batch_norm_epsilon_left_out():
 
 
 REFUSED = {
-    "hardswish": (
-        nn.Sequential(conv(3, 4), nn.Hardswish()),
-        ["aten.hardswish", "layer '1'", "2 of 2", "relu6"],
+    "gelu": (
+        nn.Sequential(conv(3, 4), nn.GELU()),
+        ["aten.gelu", "layer '1'", "2 of 2", "relu6", "hardswish"],
     ),
     "groups": (conv(4, 4, groups=2), ["2 groups over 4 channels"]),
-    "concatenation": (Net(lambda _, x: torch.cat([x, x], 1)), ["aten.cat", "Supported"]),
+    "joined_rows": (Net(lambda _, x: torch.cat([x, x], 2)), ["aten.cat", "another axis"]),
+    "joined_constant": (
+        Net(lambda _, x: torch.cat([x, torch.ones(1, 1, 4, 4)], 1)),
+        ["aten.cat", "joins a constant"],
+    ),
+    "constant_factor": (Net(lambda _, x: 2 * x), ["aten.mul", "multiplies by a constant"]),
+    "constant_difference": (Net(lambda _, x: x - 1), ["aten.sub", "subtracts a constant"]),
+    "outer_product": (
+        Net(lambda _, x: F.max_pool2d(x, (4, 1)) * F.max_pool2d(x, (1, 4))),
+        ["aten.mul", "the shape of the product"],
+    ),
+    "shrunk": (Net(lambda _, x: F.interpolate(x, scale_factor=0.5)), ["4x4 to 2x2", "whole factor"]),
+    "odd_factor": (Net(lambda _, x: F.interpolate(x, scale_factor=2.1)), ["whole factor"]),
+    "bilinear": (Net(lambda _, x: F.interpolate(x, scale_factor=2, mode="bilinear")), ["bilinear"]),
     "count_include_pad": (nn.AvgPool2d(2, padding=1), ["count_include_pad=False"]),
     "dilated_pool": (nn.MaxPool2d(2, dilation=2), ["dilated"]),
     "constant_sum": (Net(lambda _, x: x + 1), ["adds a constant"]),
@@ -393,7 +439,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_in_one_line(name):
     module, words = REFUSED[name]
-    channels = 3 if name in ("hardswish",) else 4
+    channels = 3 if name == "gelu" else 4
     with pytest.raises(UnsupportedOpError) as caught:
         mcu.capture(module, torch.zeros(1, channels, 4, 4))
     message = str(caught.value)
@@ -428,7 +474,7 @@ class Joins(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("join", "op"),
-    [(lambda p: torch.cat(p, 1), "aten.cat"), (lambda p: torch.stack(p, 1), "aten.stack|cat|unsq")],
+    [(lambda p: torch.cat(p, 3), "aten.cat"), (lambda p: torch.stack(p, 1), "aten.stack|cat|unsq")],
 )
 def test_operations_on_lists_of_tensors_are_named(join, op):
     with pytest.raises(UnsupportedOpError, match=op):
@@ -438,7 +484,6 @@ def test_operations_on_lists_of_tensors_are_named(join, op):
 @pytest.mark.parametrize(
     ("name", "op", "shape"),
     [
-        ("concatenation", "CONCATENATION", (1, 4, 4, 8)),
         ("groups", "GROUPED_CONV_2D", (1, 2, 2, 4)),
         ("uneven_pool", "ADAPTIVE_AVERAGE_POOL_2D", (1, 3, 3, 4)),
     ],
@@ -446,6 +491,50 @@ def test_operations_on_lists_of_tensors_are_named(join, op):
 def test_surgery_reads_what_the_compiler_lacks(name, op, shape):
     graph = transcribe(REFUSED[name][0], torch.zeros(1, 4, 4, 4)).validate()
     assert [(node.op, graph[node.outputs[0]].shape) for node in graph.nodes] == [(op, shape)]
+
+
+def test_surgery_reads_a_hard_sigmoid_as_one_node_without_parameters():
+    graph = transcribe(nn.Sequential(conv(4, 4), nn.Hardsigmoid()), torch.zeros(1, 4, 4, 4)).validate()
+    assert [node.op for node in graph.nodes] == ["CONV_2D", "HARD_SIGMOID"]
+
+
+def test_surgery_names_the_gates_that_it_has_no_rule_for():
+    from tinyml_edu.pruning.dependency import find_dependencies
+
+    for gate, op in ((nn.Sigmoid(), "LOGISTIC"), (nn.Hardsigmoid(), "HARD_SIGMOID"), (nn.SiLU(), "LOGISTIC")):
+        with pytest.raises(UnsupportedOpError, match=rf"no rule for the operation {op} \('1'\)"):
+            find_dependencies(nn.Sequential(conv(4, 4), gate, conv(4, 4, 1)), torch.zeros(1, 4, 4, 4))
+
+
+SMOOTH = {
+    "sigmoid": (nn.Sigmoid(), ["LOGISTIC"]),
+    "hardswish": (nn.Hardswish(), ["HARD_SWISH"]),
+    "silu": (nn.SiLU(), ["LOGISTIC", "MUL"]),
+    "hardsigmoid": (nn.Hardsigmoid(), ["DEPTHWISE_CONV_2D"]),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations_match_within_float_rounding(name):
+    module, ops = SMOOTH[name]
+    for before, shape in ((conv(3, 4, 1), (3, 5, 6)), (nn.Linear(6, 7), (6,))):
+        net = with_integers(nn.Sequential(before, module))
+        graph, got, expected = captured(net, integers(2, *shape))
+        found = [node.op for node in graph.nodes if node.op != "RESHAPE"][1:]
+        assert found == ops
+        # An exponential, a sum, a division and a product: a few units in the last place of the result.
+        assert np.abs(got - expected).max() <= 8 * np.finfo(np.float32).eps * np.abs(expected).max()
+
+
+def test_a_joined_sigmoid_is_given_a_scale_of_its_own():
+    net = Net(
+        lambda n, x: torch.cat([F.max_pool2d(n.c(x).sigmoid(), 2), F.max_pool2d(x, 2)], 1), c=conv(3, 4, 1)
+    )
+    graph = mcu.capture(net, torch.zeros(1, 3, 6, 6))
+    assert [n.op for n in graph.nodes] == [
+        "CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MAX_POOL_2D", "QUANTIZE", "CONCATENATION",
+    ]  # fmt: skip
+    assert graph.nodes[-1].inputs == (graph.nodes[-2].outputs[0], graph.nodes[3].outputs[0])
 
 
 @pytest.mark.parametrize("dim", [0, 2, -1])

@@ -9,21 +9,22 @@ from random_graphs import inputs, random_network
 
 from tinyml_edu import ir
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant
-from tinyml_edu.ir.ops import OPS
+from tinyml_edu.ir.ops import FIXED_SCALES, ONE_SCALE_OPS, OPS
 
 pytestmark = pytest.mark.c
 
-SHARING = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
-
 
 def narrowed(graph: Graph, bits: int) -> Graph:
-    """Return the graph with every output that has a scale of its own, SOFTMAX apart, cut to ``bits``."""
+    """Return the graph with every output that has a scale of its own, unless prescribed, cut to ``bits``."""
     result = Graph(graph.name, dict(graph.tensors), list(graph.nodes), graph.inputs, graph.outputs)
     for node in graph.nodes:
         name = node.outputs[0]
-        if node.op in SHARING:
-            result.update(name, quant=result[node.inputs[0]].quant)
-        elif node.op != "SOFTMAX":
+        if node.op in ONE_SCALE_OPS:
+            quant = result[node.inputs[0]].quant
+            result.update(name, quant=quant)
+            for constant in [n for n in node.inputs if result[n].kind is Kind.CONSTANT]:
+                result.update(constant, quant=quant, data=result[constant].data.clip(*quant.limits))
+        elif node.op not in FIXED_SCALES:
             scale, zero_point = graph[name].quant.item()
             low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
             result.update(name, quant=Quant.per_tensor(scale, min(max(zero_point, low), high), bits))

@@ -65,6 +65,17 @@ class Add(Structure):
     ]
 
 
+class Mul(Structure):
+    _fields_ = [
+        ("out", Shape),
+        *integers("row_1 row_2 column_2 channel_2 x1_zp x2_zp y_zp multiplier exponent y_min y_max"),
+    ]
+
+
+class Resize(Structure):
+    _fields_ = [("in_", Shape), ("out", Shape), ("rows", POINTER(c_int32)), ("columns", POINTER(c_int32))]
+
+
 class Mean(Structure):
     _fields_ = [
         ("keep", c_int32 * 3),
@@ -114,6 +125,17 @@ def add():
     return Add(Shape(2, 2, 2, 4), 4, 4, 0, 0, 0, 2**30, 2**30, 2**30, 0, 0, -18, -128, 127)
 
 
+def mul():
+    return Mul(Shape(2, 2, 2, 4), 4, 0, 0, 1, 0, 0, 0, 2**30, -6, -128, 127)
+
+
+ROWS, BAD_ROWS, NEGATIVE_ROWS = ((c_int32 * 4)(0, 0, 1, last) for last in (1, 2, -1))
+
+
+def resize():
+    return Resize(Shape(2, 2, 2, 4), Shape(4, 4, 2, 8), ROWS, ROWS)
+
+
 def mean():
     return Mean((c_int32 * 3)(1, 2, 1), (c_int32 * 2)(4, 1), 0, 0, 2**30, -1, -128, 127)
 
@@ -130,6 +152,9 @@ KERNELS = {
     "te_average_pool2d_s8": (pool, (BUFFER, RESULT), (0, 1)),
     "te_max_pool2d_s8": (pool, (BUFFER, RESULT), (0, 1)),
     "te_add_s8": (add, (BUFFER, WEIGHTS, RESULT), (0, 1, 2)),
+    "te_sub_s8": (add, (BUFFER, WEIGHTS, RESULT), (0, 1, 2)),
+    "te_mul_s8": (mul, (BUFFER, WEIGHTS, RESULT), (0, 1, 2)),
+    "te_resize_nearest_s8": (resize, (BUFFER, RESULT), (0, 1)),
     "te_mean_s8": (mean, (BUFFER, RESULT), (0, 1)),
     "te_pad_s8": (pad, (BUFFER, RESULT), (0, 1)),
 }
@@ -164,6 +189,9 @@ WRONG_SHAPES = {
     "te_average_pool2d_s8": ["in_.channels=1", "out.height=0", "in_.row=0"],
     "te_max_pool2d_s8": ["in_.channels=1", "out.width=-5", f"in_.height={BIG}"],
     "te_add_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
+    "te_sub_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
+    "te_mul_s8": ["out.height=0", "row_1=3", "row_2=-1", "column_2=-1", "channel_2=-1", f"row_2={BIG}"],
+    "te_resize_nearest_s8": ["in_.channels=1", "in_.height=0", "out.row=7", f"out.width={BIG}"],
     "te_mean_s8": ["keep[0]=0", "reduce[1]=0", f"reduce[0]={BIG}", f"keep[2]={BIG}"],
     "te_pad_s8": ["in_[1]=0", "before[1]=-4", f"in_[3]={BIG}"],
 }
@@ -180,6 +208,9 @@ WRONG_PARAMETERS = {
     "te_max_pool2d_s8": ["pad_top=2", "stride_w=5", "stride_h=0", "y_min=1 y_max=0"],
     "te_add_s8": ["x1_zp=128", "x2_zp=-129", "y_zp=999", "exponent_1=1", "multiplier_2=1073741825",
                   "multiplier_y=-1", "exponent_y=31", "exponent_1=-32", "y_max=128"],
+    "te_sub_s8": ["x1_zp=128", "exponent_1=1", "multiplier_2=1073741825", "y_max=128"],
+    "te_mul_s8": ["x1_zp=128", "x2_zp=-129", "y_zp=999", "multiplier=-1", "exponent=31", "y_max=128"],
+    "te_resize_nearest_s8": ["in_.height=1", "in_.width=1"],
     "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32",
                    "y_min=-129", "y_max=128", "y_min=1 y_max=0"],
     "te_pad_s8": ["zp=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
@@ -240,6 +271,36 @@ def test_softmax_and_reshape_refuse_bad_sizes(runtime):
     assert reshape(16, BUFFER, RESULT) == OK
     assert reshape(0, BUFFER, RESULT) == BAD_SHAPE
     assert reshape(16, None, RESULT) == NULL_POINTER
+
+
+def test_lookup_concatenation_and_resizing_refuse_bad_sizes_and_pointers(runtime):
+    lookup, join = runtime.te_lookup_s8, runtime.te_concatenation_s8
+    table = (c_int8 * 256)(*range(-128, 128))
+    assert lookup(16, table, BUFFER, RESULT) == OK
+    assert lookup(0, table, BUFFER, RESULT) == lookup(2**30 + 1, table, BUFFER, RESULT) == BAD_SHAPE
+    for holed in [(None, BUFFER, RESULT), (table, None, RESULT), (table, BUFFER, None)]:
+        assert lookup(16, *holed) == NULL_POINTER
+    parts = (ctypes.c_void_p * 2)(ctypes.addressof(BUFFER), ctypes.addressof(WEIGHTS))
+    assert join(4, 2, (c_int32 * 2)(3, 5), parts, RESULT) == OK
+    for rows, count, sizes in [
+        (0, 2, (3, 5)),
+        (4, 0, (3, 5)),
+        (4, 2, (3, 0)),
+        (4, 2, (2**30, 1)),
+        (2**29, 2, (3, 5)),
+    ]:
+        assert join(rows, count, (c_int32 * 2)(*sizes), parts, RESULT) == BAD_SHAPE, (rows, count, sizes)
+    holed = (ctypes.c_void_p * 2)(ctypes.addressof(BUFFER), None)
+    assert join(4, 2, (c_int32 * 2)(3, 5), holed, RESULT) == NULL_POINTER
+    assert join(4, 2, None, parts, RESULT) == join(4, 2, (c_int32 * 2)(3, 5), parts, None) == NULL_POINTER
+    for field, rows, status in [
+        ("rows", BAD_ROWS, BAD_PARAMETER),
+        ("columns", NEGATIVE_ROWS, BAD_PARAMETER),
+        ("rows", None, NULL_POINTER),
+    ]:
+        params = resize()
+        setattr(params, field, rows)
+        assert call(runtime, "te_resize_nearest_s8", params, (BUFFER, RESULT)) == status
 
 
 # --- windows -------------------------------------------------------------------------------------------

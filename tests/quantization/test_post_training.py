@@ -153,7 +153,9 @@ def prepared(seed: int = 0) -> tuple[Graph, Graph, dict, np.ndarray]:
 @given(st.integers(0, 10_000))
 def test_every_layer_is_within_one_code_of_the_fake_quantized_reference(seed):
     graph, int8, ranges, x = prepared(seed)
-    assert {node.op for node in graph.nodes} == set(ir.OPS) - {"MEAN"}
+    assert {node.op for node in graph.nodes} == {
+        *LINEAR, "ADD", "AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "SOFTMAX",
+    }  # fmt: skip
     errors = largest_code_errors(graph, int8, ranges, x)
     assert max(errors.values()) <= 1, errors
 

@@ -23,6 +23,8 @@ from tinyml_edu.quantization.torch_graph import KERNELS, from_stored, to_stored
 
 UNIT = 2.0**-24
 
+SUMS = {"ADD": A.Add, "SUB": A.Sub, "MUL": A.Mul}
+
 
 def case(op: str, rng: np.random.Generator) -> Graph:
     """Return a random float graph of one node."""
@@ -47,11 +49,20 @@ def case(op: str, rng: np.random.Generator) -> Graph:
         attrs = A.Pad(((0, 0), *((int(a), int(b)) for a, b in rng.integers(0, 3, (3, 2)))))
     elif op == "RESHAPE":
         attrs = A.Reshape([(1, x[1] * x[2] * x[3]), (1, x[2], x[3], x[1])][rng.integers(2)])
+    elif op == "RESIZE_NEAREST_NEIGHBOR":
+        size = tuple(int(v) for v in rng.integers(1, 15, 2))
+        attrs = A.ResizeNearest(size, *[(False, False), (True, False), (False, True)][rng.integers(3)])
+    elif op in ("LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"):
+        attrs = A.Elementwise()
+    elif op in SUMS:
+        attrs = SUMS[op](activation)
     else:
-        attrs = A.Softmax(0.7) if op == "SOFTMAX" else A.Add(activation)
-    graph = Graph(op, inputs=("x", "x2") if op == "ADD" else ("x",), outputs=("y",))
+        attrs = A.Concatenation(int(rng.integers(1, 4))) if op == "CONCATENATION" else A.Softmax(0.7)
+    graph = Graph(op, inputs=("x", "x2") if op in (*SUMS, "CONCATENATION") else ("x",), outputs=("y",))
     for name in graph.inputs:
         graph.add(Tensor(name, x, "float32", Kind.INPUT))
+    if op == "MUL":
+        graph.update("x2", shape=(1, *(n if rng.random() < 0.5 else 1 for n in x[1:])))
     for name, shape in zip(("w", "b"), constants, strict=False):
         graph.add(Tensor(name, shape, "float32", Kind.CONSTANT, rng.normal(size=shape).astype(np.float32)))
     reads = (*graph.inputs, *("w", "b")[: len(constants) - int(rng.integers(2) if constants else 0)])
@@ -93,7 +104,9 @@ def test_every_op_computes_what_the_interpreter_does(op, seed, n):
     expected, got = ir.run(graph, inputs), in_torch(TorchGraph(graph), inputs)
     assert got.shape == expected.shape
     # exp is not correctly rounded anywhere: 8 units for the two libraries together, on values up to 1.
-    allowed = (64 + 8) * 2 * UNIT if op == "SOFTMAX" else bound(graph, inputs)
+    allowed = (64 + 8) * 2 * UNIT if op in ("SOFTMAX", "LOGISTIC") else bound(graph, inputs)
+    if op == "SUB":  # the magnitudes are added, not subtracted
+        allowed = 2 * 2 * UNIT * sum(np.abs(x) for x in inputs.values())
     assert np.all(np.abs(got - expected) <= allowed), (op, seed)
 
 

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "graph",
         "int_params",
         "integer_kernels",
+        "lookup_tables",
         "ops",
         "tflite",
         "tflite_checks",

@@ -41,6 +41,27 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Sub:
+    """SUB, the first tensor minus the second, of one shape."""
+
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Mul:
+    """MUL of two tensors; an axis of the second, but not the batch, may have length 1 and is repeated."""
+
+    activation: str = "none"
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """CONCATENATION of any number of tensors along ``axis`` (of the input, batch is axis 0)."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
 class Pool2D:
     """AVERAGE_POOL_2D and MAX_POOL_2D; padding (top, left, bottom, right) does not enter the result."""
 
@@ -70,6 +91,25 @@ class Reshape:
     """RESHAPE to ``shape``, batch included."""
 
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ResizeNearest:
+    """RESIZE_NEAREST_NEIGHBOR to ``size`` (height, width).
+
+    Output row ``i`` copies input row ``floor((i + offset) * ratio)``, ``offset`` 1/2 with
+    ``half_pixel_centers`` and else 0, ``ratio = rows in / rows out``; with ``align_corners`` the ratio is
+    ``(rows in - 1) / (rows out - 1)``, rounded to nearest, so that the last row meets the last.
+    """
+
+    size: tuple[int, int]
+    align_corners: bool = False
+    half_pixel_centers: bool = False
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """LOGISTIC, HARD_SWISH, RELU, RELU6 and QUANTIZE: a function of each element, without options."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UnknownNameError
 from .fixed_point import REQUANT_MODES
 from .graph import Graph, GraphError, Kind, Node
-from .ops import OPS
+from .ops import CONSTANT_OPERANDS, OPS
 from .windows import batches
 
 
@@ -144,6 +144,6 @@ def _constant(graph: Graph, node: Node, name: str, n: int) -> np.ndarray:
     tensor = graph[name]
     if tensor.kind is not Kind.CONSTANT or tensor.data is None:
         raise GraphError(f"{node.name} reads {name!r}, which has no value")
-    if node.op == "ADD":  # a constant operand is one image's worth
+    if node.op in CONSTANT_OPERANDS:  # a constant operand is one image's worth
         return np.concatenate([tensor.data] * n)
     return tensor.data

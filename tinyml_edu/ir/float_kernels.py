@@ -8,9 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from .attrs import Add, Conv2D, DepthwiseConv2D, FullyConnected, Mean, Pad, Pool2D, Reshape, Softmax
+from .attrs import (
+    Add,
+    Concatenation,
+    Conv2D,
+    DepthwiseConv2D,
+    Elementwise,
+    FullyConnected,
+    Mean,
+    Mul,
+    Pad,
+    Pool2D,
+    Reshape,
+    ResizeNearest,
+    Softmax,
+    Sub,
+)
 from .graph import GraphError
-from .windows import Slide, batches
+from .windows import Slide, batches, nearest
 
 
 def activate(y: np.ndarray, activation: str) -> np.ndarray:
@@ -69,6 +84,53 @@ def fully_connected(
 def add(x1: np.ndarray, x2: np.ndarray, *, attrs: Add, out_shape: tuple[int, ...]) -> np.ndarray:
     """ADD of two tensors of one shape."""
     return activate(x1 + x2, attrs.activation).reshape(out_shape)
+
+
+def sub(x1: np.ndarray, x2: np.ndarray, *, attrs: Sub, out_shape: tuple[int, ...]) -> np.ndarray:
+    """SUB of two tensors of one shape."""
+    return activate(x1 - x2, attrs.activation).reshape(out_shape)
+
+
+def mul(x1: np.ndarray, x2: np.ndarray, *, attrs: Mul, out_shape: tuple[int, ...]) -> np.ndarray:
+    """MUL of two tensors, the second with axes of length 1 or not."""
+    return activate(x1 * x2, attrs.activation).reshape(out_shape)
+
+
+def concatenation(*x: np.ndarray, attrs: Concatenation, out_shape: tuple[int, ...]) -> np.ndarray:
+    """CONCATENATION along ``attrs.axis``."""
+    return np.concatenate(x, axis=attrs.axis).reshape(out_shape)
+
+
+def logistic(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """LOGISTIC, ``1 / (1 + exp(-x))``, by the exponential of ``-|x|`` against overflow."""
+    e = np.exp(-np.abs(x))
+    return (np.where(x >= 0, 1, e) / (1 + e)).reshape(out_shape).astype(np.float32)
+
+
+def hard_swish(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """HARD_SWISH, ``x * relu6(x + 3) / 6`` (Howard et al., ICCV 2019, arXiv:1905.02244, section 5.2)."""
+    return (x * (np.clip(x + 3, 0, 6) / 6)).reshape(out_shape).astype(np.float32)
+
+
+def relu(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """RELU."""
+    return np.maximum(x, 0).reshape(out_shape)
+
+
+def relu6(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """RELU6."""
+    return np.clip(x, 0, 6).reshape(out_shape)
+
+
+def quantize(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """QUANTIZE changes the scale only: nothing, in a float graph."""
+    return x.reshape(out_shape)
+
+
+def resize_nearest(x: np.ndarray, *, attrs: ResizeNearest, out_shape: tuple[int, ...]) -> np.ndarray:
+    """RESIZE_NEAREST_NEIGHBOR: x (N, H, W, C) to (N, *attrs.size, C)."""
+    rows, columns = (nearest(x.shape[i], out_shape[i], attrs) for i in (1, 2))
+    return x[:, rows[:, None], columns[None, :]].reshape(out_shape)
 
 
 def average_pool2d(x: np.ndarray, *, attrs: Pool2D, out_shape: tuple[int, ...]) -> np.ndarray:

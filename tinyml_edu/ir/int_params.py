@@ -12,6 +12,7 @@ import numpy as np
 
 from .fixed_point import effective_scale, quantize_multiplier, quantize_multipliers
 from .graph import Graph, GraphError, Node, Quant
+from .windows import nearest
 
 INT8_MIN, INT8_MAX = -128, 127
 
@@ -48,10 +49,10 @@ class ConvParams:
 
 @dataclass(frozen=True)
 class AddParams:
-    """Numbers of ADD.
+    """Numbers of ADD and SUB.
 
     ``s_i = requant((x_i - xi_zp) << left_shift, m_i, e_i)`` for both inputs, then
-    ``y = clamp(requant(s_1 + s_2, mo, eo) + y_zp, y_min, y_max)``.
+    ``y = clamp(requant(s_1 + s_2, mo, eo) + y_zp, y_min, y_max)``, or ``s_1 - s_2`` for SUB.
     """
 
     x1_zp: int
@@ -66,6 +67,22 @@ class AddParams:
     y_min: int
     y_max: int
     left_shift: int = ADD_LEFT_SHIFT
+
+
+@dataclass(frozen=True)
+class MulParams:
+    """Numbers of MUL.
+
+    ``y = clamp(requant((x_1 - x1_zp) * (x_2 - x2_zp), multiplier, exponent) + y_zp, y_min, y_max)``
+    """
+
+    multiplier: int
+    exponent: int
+    x1_zp: int
+    x2_zp: int
+    y_zp: int
+    y_min: int
+    y_max: int
 
 
 @dataclass(frozen=True)
@@ -163,7 +180,7 @@ def _check_accumulator(graph: Graph, node: Node, channels: int) -> None:
 
 
 def add_params(graph: Graph, node: Node) -> AddParams:
-    """Return the numbers of ADD: both inputs on the scale ``2 * max(s_1, s_2) / 2**20``."""
+    """Return the numbers of ADD and SUB: both inputs on the scale ``2 * max(s_1, s_2) / 2**20``."""
     s1, x1_zp = _quant(graph, node, node.inputs[0]).item()
     s2, x2_zp = _quant(graph, node, node.inputs[1]).item()
     y_quant = _quant(graph, node, node.outputs[0])
@@ -174,6 +191,36 @@ def add_params(graph: Graph, node: Node) -> AddParams:
     mo, eo = quantize_multiplier(twice_max / (2.0**ADD_LEFT_SHIFT * s_y))
     y_min, y_max = activation_range(y_quant, node.attrs.activation)
     return AddParams(x1_zp, x2_zp, y_zp, m1, e1, m2, e2, mo, eo, y_min, y_max)
+
+
+def mul_params(graph: Graph, node: Node) -> MulParams:
+    """Return the numbers of MUL.  The reference forms the ratio of scales in float32, left to right."""
+    s1, x1_zp = _quant(graph, node, node.inputs[0]).item()
+    s2, x2_zp = _quant(graph, node, node.inputs[1]).item()
+    y_quant = _quant(graph, node, node.outputs[0])
+    s_y, y_zp = y_quant.item()
+    ratio = np.float32(s1) * np.float32(s2) / np.float32(s_y)
+    multiplier, exponent = quantize_multiplier(float(ratio))
+    clamp = activation_range(y_quant, node.attrs.activation)
+    return MulParams(multiplier, exponent, x1_zp, x2_zp, y_zp, *clamp)
+
+
+def concatenation_params(graph: Graph, node: Node) -> None:
+    """Raise `GraphError` unless inputs and output have one scale: CONCATENATION copies codes."""
+    scale, zero_point = _quant(graph, node, node.outputs[0]).item()
+    for name in node.inputs:
+        s, z = _quant(graph, node, name).item()
+        if (s, z) != (scale, zero_point):
+            raise GraphError(
+                f"{node.name}: {name!r} has scale {s:g} and zero point {z}, the output {scale:g} and "
+                f"{zero_point}; CONCATENATION copies codes, put a QUANTIZE before it"
+            )
+
+
+def resize_rows(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows (OH,) and the columns (OW,) that RESIZE_NEAREST_NEIGHBOR copies, int64."""
+    x, y = graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
+    return nearest(x[1], y[1], node.attrs), nearest(x[2], y[2], node.attrs)
 
 
 def mean_params(graph: Graph, node: Node) -> MeanParams:

@@ -18,9 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from .attrs import Add, Conv2D, DepthwiseConv2D, FullyConnected, Mean, Pad, Pool2D, Reshape, Softmax
+from .attrs import (
+    Add,
+    Concatenation,
+    Conv2D,
+    DepthwiseConv2D,
+    Elementwise,
+    FullyConnected,
+    Mean,
+    Mul,
+    Pad,
+    Pool2D,
+    Reshape,
+    ResizeNearest,
+    Softmax,
+    Sub,
+)
 from .fixed_point import requant_double, requant_single
-from .int_params import INT8_MAX, INT8_MIN, AddParams, ConvParams, MeanParams, PoolParams
+from .int_params import INT8_MAX, INT8_MIN, AddParams, ConvParams, MeanParams, MulParams, PoolParams
 from .windows import Slide, batches
 
 
@@ -28,7 +43,7 @@ def _requant(acc: np.ndarray, multiplier: Any, exponent: Any, requant: str) -> n
     return (requant_single if requant == "fast" else requant_double)(acc, multiplier, exponent)
 
 
-def _finish(scaled: np.ndarray, params: ConvParams | AddParams | MeanParams) -> np.ndarray:
+def _finish(scaled: np.ndarray, params: ConvParams | AddParams | MulParams | MeanParams) -> np.ndarray:
     """Add the output zero point, clamp, and only then narrow to int8."""
     return np.clip(scaled + params.y_zp, params.y_min, params.y_max).astype(np.int8)
 
@@ -122,9 +137,81 @@ def add(
     requant: str = "exact",
 ) -> np.ndarray:
     """ADD: two int8 tensors of one shape, each with its own scale, to int8 of that shape."""
+    s1, s2 = _on_one_scale(x1, x2, params, requant)
+    return _finish(_requant(s1 + s2, params.mo, params.eo, requant), params).reshape(out_shape)
+
+
+def sub(
+    x1: np.ndarray,
+    x2: np.ndarray,
+    *,
+    attrs: Sub,
+    params: AddParams,
+    out_shape: tuple[int, ...],
+    requant: str = "exact",
+) -> np.ndarray:
+    """SUB: ``x1 - x2`` of two int8 tensors of one shape, each with its own scale, to int8 of that shape."""
+    s1, s2 = _on_one_scale(x1, x2, params, requant)
+    return _finish(_requant(s1 - s2, params.mo, params.eo, requant), params).reshape(out_shape)
+
+
+def _on_one_scale(
+    x1: np.ndarray, x2: np.ndarray, params: AddParams, requant: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both inputs of ADD or SUB on the scale ``2 * max(s_1, s_2) / 2**20``, int64."""
     s1 = _requant((x1.astype(np.int64) - params.x1_zp) << params.left_shift, params.m1, params.e1, requant)
     s2 = _requant((x2.astype(np.int64) - params.x2_zp) << params.left_shift, params.m2, params.e2, requant)
-    return _finish(_requant(s1 + s2, params.mo, params.eo, requant), params).reshape(out_shape)
+    return s1, s2
+
+
+def mul(
+    x1: np.ndarray,
+    x2: np.ndarray,
+    *,
+    attrs: Mul,
+    params: MulParams,
+    out_shape: tuple[int, ...],
+    requant: str = "exact",
+) -> np.ndarray:
+    """MUL: int8 (N, ...) times int8 of that shape, or with axes of length 1, to int8 (N, ...)."""
+    product = (x1.astype(np.int64) - params.x1_zp) * (x2.astype(np.int64) - params.x2_zp)
+    return _finish(_requant(product, params.multiplier, params.exponent, requant), params).reshape(out_shape)
+
+
+def concatenation(
+    *x: np.ndarray,
+    attrs: Concatenation,
+    params: None,
+    out_shape: tuple[int, ...],
+    requant: str = "exact",
+) -> np.ndarray:
+    """CONCATENATION of int8 tensors of one scale along ``attrs.axis``."""
+    return np.concatenate(x, axis=attrs.axis).reshape(out_shape)
+
+
+def lookup(
+    x: np.ndarray,
+    *,
+    attrs: Elementwise,
+    params: np.ndarray,
+    out_shape: tuple[int, ...],
+    requant: str = "exact",
+) -> np.ndarray:
+    """Any op of one element: ``params`` is its table, int8 (256,), from `lookup_tables`."""
+    return params[x.astype(np.int64) - INT8_MIN].reshape(out_shape)
+
+
+def resize_nearest(
+    x: np.ndarray,
+    *,
+    attrs: ResizeNearest,
+    params: tuple[np.ndarray, np.ndarray],
+    out_shape: tuple[int, ...],
+    requant: str = "exact",
+) -> np.ndarray:
+    """RESIZE_NEAREST_NEIGHBOR: x int8 (N, H, W, C); ``params`` are rows (OH,) and columns (OW,) to copy."""
+    rows, columns = params
+    return x[:, rows[:, None], columns[None, :]].reshape(out_shape)
 
 
 def average_pool2d(

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import attrs as A
-from . import float_kernels, int_params, integer_kernels
+from . import float_kernels, int_params, integer_kernels, lookup_tables
 from .graph import Graph, GraphError, Kind, Node
+from .windows import nearest
 
 Shape = tuple[int, ...]
 
@@ -35,10 +36,11 @@ class OpSpec:
     infer_shape : callable
         ``(attrs, *in_shapes) -> out_shape``; raises `GraphError` on shapes that do not fit.
     macs : callable
-        ``(attrs, in_shapes, out_shape) -> int``: multiply-accumulates; 0 for ops without products.
+        ``(attrs, in_shapes, out_shape) -> int``: multiply-accumulates; 0 for ops that sum no products.
     input_region : callable or None
         ``(attrs, region, *in_shapes) -> region``: the part of input 0, clipped to the image, that an
-        output region reads.  None where the op does not keep rows and columns apart.
+        output region reads.  None, or the callable returns None, where the op does not keep rows and
+        columns apart.
     rounding : str
         How ``"exact"`` rounds, see ``fixed_point``.
     params : callable
@@ -50,7 +52,7 @@ class OpSpec:
     attrs: type
     infer_shape: Callable[..., Shape]
     macs: Callable[[Any, tuple[Shape, ...], Shape], int]
-    input_region: Callable[..., Region] | None
+    input_region: Callable[..., Region | None] | None
     rounding: str
     params: Callable[[Graph, Node], Any]
     integer_kernel: Callable[..., np.ndarray]
@@ -131,6 +133,37 @@ def _add_shape(a: A.Add, x1: Shape, x2: Shape) -> Shape:
     return x1
 
 
+def _sub_shape(a: A.Sub, x1: Shape, x2: Shape) -> Shape:
+    _need(x1 == x2, f"SUB needs two tensors of one shape, got {x1} and {x2}")
+    return x1
+
+
+def _mul_shape(a: A.Mul, x1: Shape, x2: Shape) -> Shape:
+    fits = len(x1) == len(x2) and x1[:1] == x2[:1] and all(n in (1, m) for m, n in zip(x1, x2, strict=True))
+    _need(
+        fits, f"MUL needs a second tensor of the shape of the first or with axes of length 1: {x1} and {x2}"
+    )
+    return x1
+
+
+def _concatenation_shape(a: A.Concatenation, *xs: Shape) -> Shape:
+    _need(len(xs) > 0 and 0 < a.axis < len(xs[0]), f"CONCATENATION along axis {a.axis} of {xs}")
+    others = {(*x[: a.axis], *x[a.axis + 1 :]) for x in xs}
+    _need(len(others) == 1, f"CONCATENATION along axis {a.axis} of shapes that differ elsewhere: {xs}")
+    return *xs[0][: a.axis], sum(x[a.axis] for x in xs), *xs[0][a.axis + 1 :]
+
+
+def _elementwise_shape(a: A.Elementwise, x: Shape) -> Shape:
+    return x
+
+
+def _resize_shape(a: A.ResizeNearest, x: Shape) -> Shape:
+    _need(len(x) == 4, f"a 4-dimensional input (N, H, W, C) is needed, got {x}")
+    _need(min(*x, *a.size) > 0, f"sizes must be positive: {x} to {a.size}")
+    _need(not (a.align_corners and a.half_pixel_centers), "align_corners excludes half_pixel_centers")
+    return x[0], *a.size, x[3]
+
+
 def _mean_shape(a: A.Mean, x: Shape) -> Shape:
     _need(bool(a.axes) and all(0 < axis < len(x) for axis in a.axes), f"MEAN over axes {a.axes} of {x}")
     _need(len(set(a.axes)) == len(a.axes), f"MEAN names an axis twice: {a.axes}")
@@ -195,8 +228,18 @@ def _pool_region(a: A.Pool2D, region: Region, x: Shape) -> Region:
     return _sliding_region(a, region, x, a.kernel, (1, 1))
 
 
-def _add_region(a: A.Add, region: Region, x1: Shape, x2: Shape) -> Region:
-    return _clip(region, x1)
+def _same_region(a: Any, region: Region, x: Shape, *_: Shape) -> Region:
+    return _clip(region, x)
+
+
+def _concatenation_region(a: A.Concatenation, region: Region, *xs: Shape) -> Region | None:
+    return _clip(region, xs[0]) if a.axis == 3 else None
+
+
+def _resize_region(a: A.ResizeNearest, region: Region, x: Shape) -> Region:
+    rows, columns = (nearest(n, out, a) for n, out in zip(x[1:3], a.size, strict=True))
+    y0, y1, x0, x1 = region
+    return int(rows[y0]), int(rows[y1 - 1]) + 1, int(columns[x0]), int(columns[x1 - 1]) + 1
 
 
 def _pad_region(a: A.Pad, region: Region, x: Shape) -> Region:
@@ -225,7 +268,7 @@ OPS: dict[str, OpSpec] = {
         int_params.conv_params, integer_kernels.fully_connected, float_kernels.fully_connected,
     ),
     "ADD": OpSpec(
-        A.Add, _add_shape, _no_macs, _add_region,
+        A.Add, _add_shape, _no_macs, _same_region,
         "inputs shifted left by 20 onto the scale 2·max(s1, s2), each product rounded " + _DOUBLE,
         int_params.add_params, integer_kernels.add, float_kernels.add,
     ),
@@ -253,7 +296,60 @@ OPS: dict[str, OpSpec] = {
         A.Softmax, _softmax_shape, _no_macs, None, "half up to 1/256, exponentials from a 256-entry table",
         int_params.softmax_table, integer_kernels.softmax, float_kernels.softmax,
     ),
+    "SUB": OpSpec(
+        A.Sub, _sub_shape, _no_macs, _same_region,
+        "as ADD, the second input subtracted",
+        int_params.add_params, integer_kernels.sub, float_kernels.sub,
+    ),
+    "MUL": OpSpec(
+        A.Mul, _mul_shape, _no_macs, _same_region, _DOUBLE,
+        int_params.mul_params, integer_kernels.mul, float_kernels.mul,
+    ),
+    "CONCATENATION": OpSpec(
+        A.Concatenation, _concatenation_shape, _no_macs, _concatenation_region, "none",
+        int_params.concatenation_params, integer_kernels.concatenation, float_kernels.concatenation,
+    ),
+    "LOGISTIC": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region, "half up to 1/256, from float32",
+        lookup_tables.logistic_table, integer_kernels.lookup, float_kernels.logistic,
+    ),
+    "HARD_SWISH": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region,
+        "four times, in 16 bits: see `lookup_tables.hard_swish_table`",
+        lookup_tables.hard_swish_table, integer_kernels.lookup, float_kernels.hard_swish,
+    ),
+    "RELU": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
+        lookup_tables.relu_table, integer_kernels.lookup, float_kernels.relu,
+    ),
+    "RELU6": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
+        lookup_tables.relu_table, integer_kernels.lookup, float_kernels.relu6,
+    ),
+    "QUANTIZE": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
+        lookup_tables.requantize_table, integer_kernels.lookup, float_kernels.quantize,
+    ),
+    "RESIZE_NEAREST_NEIGHBOR": OpSpec(
+        A.ResizeNearest, _resize_shape, _no_macs, _resize_region, "none",
+        int_params.resize_rows, integer_kernels.resize_nearest, float_kernels.resize_nearest,
+    ),
 }  # fmt: skip
+
+
+ONE_SCALE_OPS = (
+    "AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "CONCATENATION", "RESIZE_NEAREST_NEIGHBOR",
+)  # fmt: skip
+"""Their kernels move or average codes without a multiplier, so inputs and output share one scale."""
+
+FIXED_SCALES = {
+    "SOFTMAX": (int_params.SOFTMAX_SCALE, int_params.SOFTMAX_ZERO_POINT),
+    "LOGISTIC": (lookup_tables.LOGISTIC_SCALE, lookup_tables.LOGISTIC_ZERO_POINT),
+}
+"""Scale and zero point of int8 outputs that the operator prescribes."""
+
+CONSTANT_OPERANDS = ("ADD", "SUB", "MUL", "CONCATENATION")
+"""Ops that may read a constant where others read data; it is one image's worth, and repeated for a batch."""
 
 
 def infer_shape(graph: Graph, node: Node) -> Shape:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..errors import DataError, UnsupportedOpError, UsageError
 from . import attrs as A
 from .graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from .int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+from .lookup_tables import LOGISTIC_SCALE, LOGISTIC_ZERO_POINT
 from .ops import OPS, infer_shape, same_padding
 from .tflite_tensors import TensorReader, numbers, text
 
@@ -89,6 +91,15 @@ class _Reader(TensorReader):
             "DEPTHWISE_CONV_2D": self._depthwise,
             "FULLY_CONNECTED": self._fully_connected,
             "ADD": self._add,
+            "SUB": self._add,
+            "MUL": self._mul,
+            "CONCATENATION": self._concatenation,
+            "LOGISTIC": self._logistic,
+            "HARD_SWISH": self._elementwise,
+            "RELU": self._elementwise,
+            "RELU6": self._elementwise,
+            "QUANTIZE": self._elementwise,
+            "RESIZE_NEAREST_NEIGHBOR": self._resize,
             "AVERAGE_POOL_2D": self._pool,
             "MAX_POOL_2D": self._pool,
             "MEAN": self._mean,
@@ -276,12 +287,70 @@ class _Reader(TensorReader):
         return self._node((rect,), A.Reshape(target.shape), out, op="RESHAPE", suffix="_out")
 
     def _add(self, op: Any, ids: list[int]) -> None:
-        activation = self._activation_name(self._options(op, "AddOptions"))
+        attrs, kind = (A.Add, "AddOptions") if self.op == "ADD" else (A.Sub, "SubOptions")
+        activation = self._activation_name(self._options(op, kind))
         x1, x2 = (self.activation(i, constant=True) for i in ids)
         if self.graph[x1].shape != self.graph[x2].shape:
             shapes = f"{self.graph[x1].shape} and {self.graph[x2].shape}"
-            raise UnsupportedOpError(f"{self.where} broadcasts {shapes}; ADD needs two equal shapes")
-        self._node((x1, x2), A.Add(activation), self.activation(self.out))
+            raise UnsupportedOpError(f"{self.where} broadcasts {shapes}; {self.op} needs two equal shapes")
+        self._node((x1, x2), attrs(activation), self.activation(self.out))
+
+    def _mul(self, op: Any, ids: list[int]) -> None:
+        activation, out = self._activation_name(self._options(op, "MulOptions")), self.activation(self.out)
+        shape = self.graph[out].shape
+        x1, x2 = (self._operand(i, len(shape)) for i in ids)
+        if self.graph[x1].shape != shape:  # a product is the same in either order
+            x1, x2 = x2, x1
+        shapes = self.graph[x1].shape, self.graph[x2].shape
+        if shapes[0] != shape or len(shapes[1]) != len(shape):
+            raise UnsupportedOpError(
+                f"{self.where} broadcasts {shapes[0]} and {shapes[1]}; one input must have the output's shape"
+            )
+        self._node((x1, x2), A.Mul(activation), out)
+
+    def _operand(self, index: int, rank: int) -> str:
+        """Return an int8 tensor, a constant with leading axes of length 1 up to ``rank``."""
+        name = self.activation(index, constant=True)
+        tensor = self.graph[name]
+        if tensor.data is None or len(tensor.shape) >= rank:
+            return name
+        data = tensor.data.reshape((1,) * (rank - len(tensor.shape)) + tensor.shape)
+        wide = self.graph.unique(f"{name}_{rank}d")
+        return self.graph.add(replace(tensor, name=wide, shape=data.shape, data=data))
+
+    def _concatenation(self, op: Any, ids: list[int]) -> None:
+        options, out = self._options(op, "ConcatenationOptions"), self.activation(self.out)
+        if self._activation_name(options) != "none":
+            raise UnsupportedOpError(f"{self.where} has a fused activation; the integer kernel has none")
+        inputs = tuple(self.activation(i, constant=True) for i in ids)
+        for name in inputs:
+            self._same_quant(name, out)
+        rank = len(self.graph[out].shape)
+        axis = options.Axis() + (rank if options.Axis() < 0 else 0)
+        if axis == 0:
+            raise UnsupportedOpError(f"{self.where} joins along the batch")
+        self._node(inputs, A.Concatenation(axis), out)
+
+    def _elementwise(self, _: Any, ids: list[int]) -> None:
+        self._node((self.activation(ids[0]),), A.Elementwise(), self.activation(self.out))
+
+    def _logistic(self, op: Any, ids: list[int]) -> None:
+        quant = self.graph[self.activation(self.out)].quant
+        assert quant is not None
+        if quant.item() != (LOGISTIC_SCALE, LOGISTIC_ZERO_POINT):
+            raise UnsupportedOpError(f"{self.where}: the output must have scale 1/256 and zero point -128")
+        self._elementwise(op, ids)
+
+    def _resize(self, op: Any, ids: list[int]) -> None:
+        options = self._options(op, "ResizeNearestNeighborOptions")
+        x, out, size = self.activation(ids[0]), self.activation(self.out), self.integers(ids[1])
+        if size.shape != (2,):
+            raise GraphError(f"{self.where} has a size of shape {size.shape}")
+        self._same_quant(x, out)
+        corners, centers = bool(options.AlignCorners()), bool(options.HalfPixelCenters())
+        if corners and centers:
+            raise UnsupportedOpError(f"{self.where} has align_corners and half_pixel_centers; choose one")
+        self._node((x,), A.ResizeNearest((int(size[0]), int(size[1])), corners, centers), out)
 
     def _pool(self, op: Any, ids: list[int]) -> None:
         options = self._options(op, "Pool2DOptions")

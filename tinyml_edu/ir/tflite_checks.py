@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import UnsupportedOpError, UsageError
 from .graph import Graph, GraphError, Kind, Node, Quant, Tensor
 from .int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
-from .ops import OPS, infer_shape
+from .ops import CONSTANT_OPERANDS, ONE_SCALE_OPS, OPS, infer_shape
 
 MAX_PAD_RANK = 5
 """Axes that TensorFlow Lite's PAD takes."""
@@ -14,8 +14,6 @@ _WEIGHT_AXES = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 """Axis of the weights along which scales may differ."""
 
 _SOFTMAX_QUANT = Quant.per_tensor(SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
-
-_SAME_SCALE = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
 
 
 def require_writable(graph: Graph) -> None:
@@ -59,8 +57,9 @@ def _described(tensor: Tensor) -> str:
 
 
 def _check_input(graph: Graph, node: Node, position: int) -> None:
-    tensor, wanted = graph[node.inputs[position]], "int8" if position < 2 else "int32"
-    if tensor.dtype != wanted or (position < 2 and tensor.quant is None):
+    bias = position == 2 and node.op in _WEIGHT_AXES
+    tensor, wanted = graph[node.inputs[position]], "int32" if bias else "int8"
+    if tensor.dtype != wanted or (not bias and tensor.quant is None):
         raise UsageError(
             f"{node.name} reads {tensor.name!r}, which is {_described(tensor)}; it needs {wanted}, "
             "quantize the graph first"
@@ -68,7 +67,7 @@ def _check_input(graph: Graph, node: Node, position: int) -> None:
     parameter = position > 0 and node.op in _WEIGHT_AXES
     if tensor.kind is Kind.VARIABLE or (parameter and tensor.kind is not Kind.CONSTANT):
         raise UnsupportedOpError(f"{node.name} reads {tensor.name!r}, a {tensor.kind}; make it a constant")
-    if tensor.kind is Kind.CONSTANT and not parameter and node.op != "ADD":
+    if tensor.kind is Kind.CONSTANT and not parameter and node.op not in CONSTANT_OPERANDS:
         raise UnsupportedOpError(
             f"{node.name} reads the constant {tensor.name!r} as data; fold the node away"
         )
@@ -83,7 +82,7 @@ def _check_input(graph: Graph, node: Node, position: int) -> None:
 def _check_options(node: Node, x: Tensor, out: Tensor) -> None:
     if node.op == "PAD" and len(x.shape) > MAX_PAD_RANK:
         raise UnsupportedOpError(f"{node.name} pads {len(x.shape)} axes; .tflite allows {MAX_PAD_RANK}")
-    if node.op in _SAME_SCALE and not _close(x.quant, out.quant, 1e-6):
+    if node.op in ONE_SCALE_OPS and not _close(x.quant, out.quant, 1e-6):
         raise UsageError(f"{node.name} ({node.op}) needs one scale for input and output; give both the same")
     if node.op == "SOFTMAX" and not _close(out.quant, _SOFTMAX_QUANT, 1e-3):
         raise UsageError(

@@ -21,6 +21,9 @@ from .graph import Quant
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
 
+NO_OPTIONS = "NONE"
+"""Kind of an operator without an options table."""
+
 DATA_ALIGNMENT = 16
 """Bytes on which constants start, so that a runtime can use them in place (schema: ``force_align: 16``)."""
 
@@ -47,7 +50,7 @@ class PackedOperator:
     inputs, outputs : sequence of int
         Indices of tensors; -1 is an optional input that is not there.
     kind : str
-        Name of the options table, such as ``"Conv2DOptions"``.
+        Name of the options table, such as ``"Conv2DOptions"``, or `NO_OPTIONS`.
     options : mapping of str to int, float, bool or list of int
         Fields of that table by their name in the schema's accessors, such as ``StrideH``.
     """
@@ -168,14 +171,20 @@ class Packer:
             name: self._ints(value) if isinstance(value, list) else value
             for name, value in operator.options.items()
         }
-        options = self._table(operator.kind, **values)
+        options = (
+            {}
+            if operator.kind == NO_OPTIONS
+            else {
+                "BuiltinOptionsType": getattr(self.lib.BuiltinOptions, operator.kind),
+                "BuiltinOptions": self._table(operator.kind, **values),
+            }
+        )
         return self._table(
             "Operator",
             OpcodeIndex=codes.index((getattr(self.lib.BuiltinOperator, operator.op), operator.version)),
             Inputs=self._ints(operator.inputs),
             Outputs=self._ints(operator.outputs),
-            BuiltinOptionsType=getattr(self.lib.BuiltinOptions, operator.kind),
-            BuiltinOptions=options,
+            **options,
         )
 
     def _metadata(self, name: str, value: bytes) -> int:

@@ -12,7 +12,7 @@ from .._files import write_atomically
 from ..errors import DataError, UsageError
 from .graph import Graph, Node, Quant
 from .tflite_checks import require_writable
-from .tflite_pack import PackedOperator, PackedTensor, Packer
+from .tflite_pack import NO_OPTIONS, PackedOperator, PackedTensor, Packer
 from .tflite_padding import padding_kind, with_pads
 
 DESCRIPTION = "int8 network written by tinyml_edu"
@@ -78,6 +78,16 @@ def tflite_bytes(graph: Graph) -> bytes:
     return _Writer(tflite, with_pads(graph)).pack()
 
 
+def _runtime(operator: PackedOperator) -> tuple[int, int, int]:
+    """Return the TensorFlow version whose runtime was the first to have the operator."""
+    if operator.op == "RESIZE_NEAREST_NEIGHBOR" and operator.version == 3:
+        return 2, 3, 0
+    without_bias = operator.op == "FULLY_CONNECTED" and operator.version == 6
+    if without_bias or operator.op in ("RELU", "RELU6"):
+        return 2, 1, 0
+    return 1, 15 if operator.op == "HARD_SWISH" else 14, 0
+
+
 class _Writer:
     """Tensors and operators by index; ``lib`` is the ``tflite`` package."""
 
@@ -91,6 +101,15 @@ class _Writer:
             "DEPTHWISE_CONV_2D": self._depthwise,
             "FULLY_CONNECTED": self._fully_connected,
             "ADD": self._add,
+            "SUB": self._sub,
+            "MUL": self._mul,
+            "CONCATENATION": self._concatenation,
+            "LOGISTIC": self._logistic,
+            "HARD_SWISH": self._hard_swish,
+            "RELU": self._relu,
+            "RELU6": self._relu,
+            "QUANTIZE": self._quantize,
+            "RESIZE_NEAREST_NEIGHBOR": self._resize,
             "AVERAGE_POOL_2D": self._pool,
             "MAX_POOL_2D": self._pool,
             "MEAN": self._mean,
@@ -103,8 +122,7 @@ class _Writer:
         inputs = [self._index(name) for name in self.graph.inputs]
         operators = [self.writers[node.op](node) for node in self.graph.nodes]
         outputs = [self._index(name) for name in self.graph.outputs]
-        # FULLY_CONNECTED without a bias came with TensorFlow 2.1, the other int8 kernels with 1.14.
-        runtime = b"2.1.0" if any(o.version == 6 for o in operators) else b"1.14.0"
+        runtime = ".".join(map(str, max(_runtime(o) for o in operators))).encode()
         return Packer(self.lib).pack(
             self.tensors,
             operators,
@@ -188,6 +206,33 @@ class _Writer:
 
     def _add(self, node: Node) -> PackedOperator:
         return self._operator(node, "AddOptions", self._activation(node))
+
+    def _sub(self, node: Node) -> PackedOperator:
+        return self._operator(node, "SubOptions", self._activation(node))
+
+    def _mul(self, node: Node) -> PackedOperator:
+        return self._operator(node, "MulOptions", self._activation(node))
+
+    def _concatenation(self, node: Node) -> PackedOperator:
+        return self._operator(node, "ConcatenationOptions", {"Axis": node.attrs.axis})
+
+    def _logistic(self, node: Node) -> PackedOperator:
+        return self._operator(node, NO_OPTIONS, {})
+
+    def _relu(self, node: Node) -> PackedOperator:
+        return self._operator(node, NO_OPTIONS, {})
+
+    def _hard_swish(self, node: Node) -> PackedOperator:
+        return self._operator(node, "HardSwishOptions", {}, version=1)
+
+    def _quantize(self, node: Node) -> PackedOperator:
+        return self._operator(node, "QuantizeOptions", {}, version=1)
+
+    def _resize(self, node: Node) -> PackedOperator:
+        a, size = node.attrs, self._constant(node, "size", node.attrs.size)
+        options = {"AlignCorners": a.align_corners, "HalfPixelCenters": a.half_pixel_centers}
+        version = 3 if a.align_corners or a.half_pixel_centers else 2
+        return self._operator(node, "ResizeNearestNeighborOptions", options, version=version, extra=(size,))
 
     def _pool(self, node: Node) -> PackedOperator:
         height, width = node.attrs.kernel

@@ -90,6 +90,19 @@ class Slide(NamedTuple):
         return view.reshape(frame.shape[0] * self.out[0] * self.out[1], -1)
 
 
+def nearest(size: int, out: int, attrs: Any) -> np.ndarray:
+    """Return int64 (out,): the row of ``size`` that each of ``out`` rows copies, see `attrs.ResizeNearest`.
+
+    The ratio and its multiples are float32, as in TensorFlow Lite's reference kernel.
+    """
+    aligned = attrs.align_corners and out > 1
+    ratio = np.float32(size - 1) / np.float32(out - 1) if aligned else np.float32(size) / np.float32(out)
+    offset = np.float32(0.5 if attrs.half_pixel_centers else 0)
+    at = (np.arange(out, dtype=np.float32) + offset) * ratio
+    rows = np.floor(at.astype(np.float64) + 0.5) if attrs.align_corners else np.floor(at)
+    return np.minimum(rows.astype(np.int64), size - 1)
+
+
 def batches(n: int, elements_each: int) -> Iterator[slice]:
     """Yield slices of ``range(n)`` whose work, ``elements_each`` per item, stays near `CHUNK_ELEMENTS`."""
     step = max(1, CHUNK_ELEMENTS // max(1, elements_each))

@@ -6,7 +6,8 @@ Each rewrite here keeps the computed function and removes nodes; what cannot be 
 - a batch norm folds into the convolution or linear layer before it, else it becomes a 1×1 depthwise;
 - an activation fuses into the node that makes its input, else it becomes a 1×1 MAX_POOL_2D, which clamps
   codes without rounding them again (a 1×1 depthwise would cost a multiplication and another half step);
-- zero padding moves into the convolution after it.
+- zero padding moves into the convolution after it;
+- a QUANTIZE stands between a sigmoid or softmax, whose scale is fixed, and a concatenation.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ir.attrs import DepthwiseConv2D, Pool2D, Reshape
+from ..ir.attrs import DepthwiseConv2D, Elementwise, Pool2D, Reshape
 from ..ir.graph import Graph, Kind, Node, Tensor
+from ..ir.ops import FIXED_SCALES, ONE_SCALE_OPS
 
 LINEAR_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-FUSING_OPS = (*LINEAR_OPS, "ADD", "AVERAGE_POOL_2D")
+FUSING_OPS = (*LINEAR_OPS, "ADD", "SUB", "MUL", "AVERAGE_POOL_2D")
 # f(op(x)) == op(f(x)) for a clamp f with f(0) = 0: an activation may move to the other side of these.
-COMMUTING_OPS = ("MAX_POOL_2D", "RESHAPE", "PAD")
+COMMUTING_OPS = ("MAX_POOL_2D", "RESHAPE", "PAD", "RESIZE_NEAREST_NEIGHBOR")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +52,34 @@ def fold(graph: Graph) -> Graph:
     for node in [n for n in graph.nodes if n.op == "ACTIVATION"]:
         _lower_activation(graph, node)
     _merge_reshapes(graph)
+    _requantize_joined(graph)
     used = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)}
     used |= {*graph.inputs, *graph.outputs}
     graph.tensors = {name: tensor for name, tensor in graph.tensors.items() if name in used}
     return graph
+
+
+def _requantize_joined(graph: Graph) -> None:
+    """Free the inputs of CONCATENATION, which copies codes of one scale, from prescribed scales."""
+    for node in [n for n in graph.nodes if n.op == "CONCATENATION"]:
+        inputs, made = [], []
+        for name in node.inputs:
+            if _has_fixed_scale(graph, name):
+                free = graph.add(
+                    replace(graph[name], name=graph.unique(f"{name}.quantize"), kind=Kind.ACTIVATION)
+                )
+                made.append(Node(free, "QUANTIZE", (name,), (free,), Elementwise()))
+                name = free  # noqa: PLW2901
+            inputs.append(name)
+        if made:
+            _swap(graph, node, *made, replace(node, inputs=tuple(inputs)))
+
+
+def _has_fixed_scale(graph: Graph, name: str) -> bool:
+    maker = graph.producer(name)
+    while maker is not None and maker.op in ONE_SCALE_OPS and maker.op != "CONCATENATION":
+        maker = graph.producer(maker.inputs[0])
+    return maker is not None and maker.op in FIXED_SCALES
 
 
 def _sole_producer(graph: Graph, name: str) -> Node | None:

@@ -15,7 +15,21 @@ import numpy as np
 import torch
 
 from ..errors import UnsupportedOpError
-from ..ir.attrs import Add, Conv2D, DepthwiseConv2D, FullyConnected, Pad, Pool2D, Reshape, Softmax
+from ..ir.attrs import (
+    Add,
+    Concatenation,
+    Conv2D,
+    DepthwiseConv2D,
+    Elementwise,
+    FullyConnected,
+    Mul,
+    Pad,
+    Pool2D,
+    Reshape,
+    ResizeNearest,
+    Softmax,
+    Sub,
+)
 from ..ir.graph import Graph, Kind, Node, Tensor
 from .capture_fold import Activation, BatchNorm
 
@@ -38,11 +52,6 @@ class GroupedConv2D(Conv2D):
     """GROUPED_CONV_2D of a literal transcript: as CONV_2D with w (O, KH, KW, I / groups)."""
 
     groups: int = 1
-
-
-@dataclass(frozen=True)
-class Concatenation:
-    """CONCATENATION of a literal transcript, along the channels."""
 
 
 @dataclass(frozen=True)
@@ -198,26 +207,92 @@ def _activation(call: Call) -> Value:
     )
 
 
-@handles("add")
+@handles("add", "sub")
 def _add(call: Call) -> Value:
-    a, b = call["self"], call["other"]
+    a, b, adds = call["self"], call["other"], call["op"] == "add"
     both = isinstance(a, Value) and isinstance(b, Value)
-    call.require(both, "adds a constant; use a bias or a batch norm")
+    call.require(both, f"{'adds' if adds else 'subtracts'} a constant; use a bias or a batch norm")
     call.require(a.shape == b.shape, f"adds shapes {a.shape} and {b.shape}; broadcasting is not supported")
     call.require(call["alpha"] == 1, f"alpha = {call['alpha']}; only plain sums are supported")
     call.require(
         _same_order(a, b), "adds a flattened image to features in another order; add before the flatten"
     )
-    return call.emit("ADD", (a.name, b.name), Add(), perm=a.perm)
+    return call.emit("ADD" if adds else "SUB", (a.name, b.name), Add() if adds else Sub(), perm=a.perm)
 
 
-@handles("cat", literal=True)
+@handles("mul")
+def _mul(call: Call) -> Value:
+    a, b = call["self"], call["other"]
+    both = isinstance(a, Value) and isinstance(b, Value)
+    call.require(both, "multiplies by a constant; use a batch norm")
+    if a.shape != call.shape:  # squeeze-and-excitation writes its factors first
+        a, b = b, a
+    fits = a.shape == call.shape and len(b.shape) == len(a.shape) and a.shape[0] == b.shape[0]
+    call.require(fits, f"multiplies {a.shape} and {b.shape}; one of them must have the shape of the product")
+    aligned = b.shape != a.shape or _same_order(a, b)
+    call.require(aligned, "multiplies a flattened image by features in another order; flatten later")
+    return call.emit("MUL", (a.name, b.name), Mul(), perm=a.perm)
+
+
+@handles("sigmoid", "hardswish")
+def _elementwise(call: Call) -> Value:
+    x = call["self"]
+    op = {"sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}[call["op"]]
+    return call.emit(op, (x.name,), Elementwise(), x.shape, x.perm)
+
+
+@handles("silu")
+def _silu(call: Call) -> Value:
+    x = call["self"]
+    gate = call.emit("LOGISTIC", (x.name,), Elementwise(), x.shape, x.perm)
+    return call.emit("MUL", (x.name, gate.name), Mul(), x.shape, x.perm)
+
+
+@handles("hardsigmoid")
+def _hard_sigmoid(call: Call) -> Value:
+    """``relu6(x + 3) / 6``: the sum and relu6 fold into the layer before, a 1×1 depthwise divides.
+
+    Surgery finds a module for each BATCH_NORM, so that its transcript gets a node that says what this is.
+    """
+    x = call["self"]
+    if call.literal:
+        return call.emit("HARD_SIGMOID", (x.name,), Elementwise(), x.shape, x.perm)
+    channels = np.ones(stored_shape(x.shape)[-1])
+    shifted = call.emit("BATCH_NORM", (x.name,), BatchNorm(channels, 3 * channels), x.shape, x.perm)
+    clamped = call.emit("ACTIVATION", (shifted.name,), Activation("relu6"), x.shape, x.perm)
+    return call.emit("BATCH_NORM", (clamped.name,), BatchNorm(channels / 6, 0 * channels), x.shape, x.perm)
+
+
+@handles("upsample_nearest2d", "_upsample_nearest_exact2d")
+def _upsample(call: Call) -> Value:
+    """Repeat rows and columns a whole number of times, for which both rules of PyTorch agree."""
+    x = call.image("input" if "input" in call.args else "self")
+    (height, width), size = x.shape[2:], call.shape[2:]
+    whole = size[0] % height == 0 and size[1] % width == 0
+    given = call.args.get("scale_factors") or (call.args.get("scales_h"), call.args.get("scales_w"))
+    exact = all(s is None or s * n == out for s, n, out in zip(given, (height, width), size, strict=True))
+    message = f"resizes {height}x{width} to {size[0]}x{size[1]}; each side must grow by a whole factor"
+    call.require(whole and exact, message)
+    return call.emit("RESIZE_NEAREST_NEIGHBOR", (x.name,), ResizeNearest((size[0], size[1])))
+
+
+@handles("cat")
 def _concatenate(call: Call) -> Value:
     parts = call["tensors"]
     call.require(all(isinstance(p, Value) for p in parts), "joins a constant to activations")
     call.require(call["dim"] % len(call.shape) == 1, "joins along another axis than the channels")
     # Each part of a flattened image has its own order; surgery follows PyTorch's and needs none.
-    return call.emit("CONCATENATION", tuple(p.name for p in parts), Concatenation())
+    perm = None if call.literal else _joined_order(parts)
+    axis = 3 if len(call.shape) == 4 else 1
+    return call.emit("CONCATENATION", tuple(p.name for p in parts), Concatenation(axis), perm=perm)
+
+
+def _joined_order(parts: list[Value]) -> np.ndarray | None:
+    if all(p.perm is None for p in parts):
+        return None
+    starts = np.cumsum([0, *(p.shape[1] for p in parts[:-1])])
+    orders = [np.arange(p.shape[1]) if p.perm is None else p.perm for p in parts]
+    return np.concatenate([start + order for start, order in zip(starts, orders, strict=True)])
 
 
 def _same_order(a: Value, b: Value) -> bool:

@@ -69,8 +69,8 @@ def transcribe(model: nn.Module, example: torch.Tensor) -> Graph:
 
     Nodes are named by the path of the ``torch.nn`` layer that they come from.  Batch norms and activations
     are nodes of the ops ``BATCH_NORM`` and ``ACTIVATION``, which only `capture_fold` knows.  It also admits
-    what the compiler lacks and `capture` refuses: ``CONCATENATION`` along the channels, ``GROUPED_CONV_2D``
-    and ``ADAPTIVE_AVERAGE_POOL_2D`` to a size that does not divide.  Parameters and errors are otherwise
+    what the compiler lacks and `capture` refuses or decomposes: ``GROUPED_CONV_2D``, ``HARD_SIGMOID`` and
+    ``ADAPTIVE_AVERAGE_POOL_2D`` to a size that does not divide.  Parameters and errors are otherwise
     those of `capture`.
     """
     return _transcript(model, example, literal=True)

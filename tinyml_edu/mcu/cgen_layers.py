@@ -307,7 +307,91 @@ def _add(emitter: Emitter, i: int, node: Node) -> Parts:
     }
     definitions.append(_struct("te_add_params", f"params_{i}", fields))
     target = emitter.pointer(node.outputs[0], definitions, "")
-    return Parts("te_add_s8", [f"&params_{i}", *inputs, target], definitions)
+    kernel = "te_add_s8" if node.op == "ADD" else "te_sub_s8"
+    return Parts(kernel, [f"&params_{i}", *inputs, target], definitions)
+
+
+def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
+    p = int_params.mul_params(emitter.graph, node)
+    shapes = [emitter.graph[name].shape for name in node.inputs]
+    (height, row_2), (width, column_2), (channels, channel_2) = _repeated_axes(node.name, *shapes)
+    definitions: list[str] = []
+    inputs = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
+    fields = {
+        "out": f"{{{height}, {width}, {channels}, {width * channels}}}",
+        "row_1": width * channels,
+        "row_2": row_2,
+        "column_2": column_2,
+        "channel_2": channel_2,
+        "x1_zp": p.x1_zp,
+        "x2_zp": p.x2_zp,
+        "y_zp": p.y_zp,
+        "multiplier": p.multiplier,
+        "exponent": p.exponent,
+        "y_min": p.y_min,
+        "y_max": p.y_max,
+    }
+    definitions.append(_struct("te_mul_params", f"params_{i}", fields))
+    target = emitter.pointer(node.outputs[0], definitions, "")
+    return Parts("te_mul_s8", [f"&params_{i}", *inputs, target], definitions)
+
+
+def _repeated_axes(name: str, out: tuple[int, ...], x2: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return (size, step in x2) of three axes: neighbours along which x2 repeats, or not, are one."""
+    axes: list[tuple[int, bool]] = []
+    for size, own in zip(out, x2, strict=True):
+        repeats = own < size
+        if axes and (size == 1 or axes[-1][1] == repeats):
+            axes[-1] = (axes[-1][0] * size, axes[-1][1])
+        elif axes and axes[-1][0] == 1:
+            axes[-1] = (size, repeats)
+        else:
+            axes.append((size, repeats))
+    if len(axes) > 3:
+        raise UnsupportedOpError(
+            f"{name}: MUL of {_shape(out)} by {_shape(x2)} repeats too many separate axes"
+        )
+    steps, step = [], 1
+    for size, repeats in reversed(axes):
+        steps.append((size, 0 if repeats else step))
+        step *= 1 if repeats else size
+    return [(1, 0)] * (3 - len(axes)) + steps[::-1]
+
+
+def _concatenation(emitter: Emitter, i: int, node: Node) -> Parts:
+    axis = node.attrs.axis
+    shapes = [emitter.graph[name].shape for name in node.inputs]
+    definitions: list[str] = []
+    sources = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
+    sizes = np.array([prod(shape[axis:]) for shape in shapes], np.int32)
+    definitions.append(emitter.array(f"sizes_{i}", sizes))
+    definitions.append(f"static const int8_t *const x_{i}[{len(sources)}] = {{\n{_wrap(sources)}\n}};")
+    target = emitter.pointer(node.outputs[0], definitions, "")
+    arguments = [str(prod(shapes[0][:axis])), str(len(sources)), f"sizes_{i}", f"x_{i}", target]
+    return Parts("te_concatenation_s8", arguments, definitions)
+
+
+def _lookup(emitter: Emitter, i: int, node: Node) -> Parts:
+    table = OPS[node.op].params(emitter.graph, node)
+    definitions = [emitter.array(f"table_{i}", table)]
+    source = emitter.pointer(node.inputs[0], definitions, f"x_{i}")
+    target = emitter.pointer(node.outputs[0], definitions, "")
+    size = prod(emitter.graph[node.inputs[0]].shape)
+    return Parts("te_lookup_s8", [str(size), f"table_{i}", source, target], definitions)
+
+
+def _resize(emitter: Emitter, i: int, node: Node) -> Parts:
+    rows, columns = int_params.resize_rows(emitter.graph, node)
+    x, y = emitter.graph[node.inputs[0]], emitter.graph[node.outputs[0]]
+    definitions = [
+        emitter.array(f"rows_{i}", rows.astype(np.int32)),
+        emitter.array(f"columns_{i}", columns.astype(np.int32)),
+    ]
+    fields = {"in": _image(x.shape), "out": _image(y.shape), "rows": f"rows_{i}", "columns": f"columns_{i}"}
+    definitions.append(_struct("te_resize_params", f"params_{i}", fields))
+    source = _repeated(emitter.pointer(x.name, definitions, f"x_{i}"), x.shape)
+    target = _repeated(emitter.pointer(y.name, definitions, ""), y.shape)
+    return Parts("te_resize_nearest_s8", [f"&params_{i}", source, target], definitions, x.shape[0])
 
 
 def _mean(emitter: Emitter, i: int, node: Node) -> Parts:
@@ -403,4 +487,13 @@ EMITTERS: dict[str, Callable[[Emitter, int, Node], Parts]] = {
     "PAD": _pad,
     "RESHAPE": _copy,
     "SOFTMAX": _softmax,
+    "SUB": _add,
+    "MUL": _mul,
+    "CONCATENATION": _concatenation,
+    "LOGISTIC": _lookup,
+    "HARD_SWISH": _lookup,
+    "RELU": _lookup,
+    "RELU6": _lookup,
+    "QUANTIZE": _lookup,
+    "RESIZE_NEAREST_NEIGHBOR": _resize,
 }

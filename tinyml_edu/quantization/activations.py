@@ -9,21 +9,23 @@ import numpy as np
 
 from ..errors import UsageError
 from ..ir.graph import Graph, Kind, Quant, Tensor
-from ..ir.int_params import SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+from ..ir.ops import FIXED_SCALES, ONE_SCALE_OPS
 from .affine import AffineParams, affine_params
 
 Range = tuple[float, float]
 
 LINEAR_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
-SHARING_OPS = ("AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE")
-"""Their kernels move or average codes without a multiplier, so input and output share one scale."""
+SHARING_OPS = ONE_SCALE_OPS
+
+HARD_SWISH_RATIO = 64
+"""Largest ratio of the input's to the output's scale that HARD_SWISH gets; its kernel stops at 128."""
 
 
 def sharing_roots(graph: Graph) -> dict[str, str]:
     """Return the first tensor of each tensor's sharing group, for every tensor but weights and biases.
 
-    Tensors tied by `SHARING_OPS` form a tree below that root and have one scale, zero point and width.
+    Tensors tied by `SHARING_OPS` have one scale, zero point and width.  CONCATENATION ties all its inputs.
     """
     root: dict[str, str] = {name: name for name in graph.inputs}
     for node in graph.nodes:
@@ -31,19 +33,41 @@ def sharing_roots(graph: Graph) -> dict[str, str]:
         if node.op not in LINEAR_OPS:
             for name in node.inputs:
                 root.setdefault(name, name)  # a constant operand
-        root[output] = root[node.inputs[0]] if node.op in SHARING_OPS else output
+        tops = {root[name] for name in node.inputs} if node.op in SHARING_OPS else set()
+        first = next((top for top in root if top in tops), output)
+        root = {name: first if top in tops else top for name, top in root.items()}
+        root[output] = first
     return root
+
+
+def _fixed(graph: Graph, root: Mapping[str, str]) -> dict[str, Quant]:
+    """Return the quantization of each group, by root, that an operator prescribes."""
+    makers = {node.outputs[0]: node for node in graph.nodes if node.op not in SHARING_OPS}
+    moved = {node.outputs[0] for node in graph.nodes if node.op in SHARING_OPS}
+    result = {
+        root[name]: Quant.per_tensor(*FIXED_SCALES[node.op])
+        for name, node in makers.items()
+        if node.op in FIXED_SCALES
+    }
+    for name, top in root.items():
+        free = name not in makers or makers[name].op not in FIXED_SCALES
+        if top in result and free and name not in moved:
+            raise UsageError(
+                f"{name!r} is joined with the output of a LOGISTIC or SOFTMAX, whose scale is fixed; put a "
+                "QUANTIZE between, as mcu.capture does"
+            )
+    return result
 
 
 def activation_widths(graph: Graph, bits: int) -> dict[str, int]:
     """Return the bits of every input, activation and constant operand.
 
     They are ``bits``, but 8 for the network's inputs and outputs, for what shares their scale, and for
-    every SOFTMAX output, whose scale the operator prescribes.
+    every output whose scale the operator prescribes (SOFTMAX, LOGISTIC).
     """
     root = sharing_roots(graph)
     wide = {root[name] for name in (*graph.inputs, *graph.outputs)}
-    wide |= {node.outputs[0] for node in graph.nodes if node.op == "SOFTMAX"}
+    wide |= {root[node.outputs[0]] for node in graph.nodes if node.op in FIXED_SCALES}
     return {name: 8 if top in wide else bits for name, top in root.items()}
 
 
@@ -63,7 +87,7 @@ def activation_quants(graph: Graph, ranges: Mapping[str, Range], bits: int = 8) 
     Raises
     ------
     UsageError
-        If a range is missing, empty or not finite.
+        If a range is missing, empty or not finite, or CONCATENATION joins a prescribed scale with others.
     """
     root, widths = sharing_roots(graph), activation_widths(graph, bits)
     united: dict[str, Range] = {}
@@ -74,9 +98,15 @@ def activation_quants(graph: Graph, ranges: Mapping[str, Range], bits: int = 8) 
         top: Quant.per_tensor(*storable_params(*span, widths[top]), widths[top])
         for top, span in united.items()
     }
+    quants |= _fixed(graph, root)
     for node in graph.nodes:
-        if node.op == "SOFTMAX":
-            quants[node.outputs[0]] = Quant.per_tensor(SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
+        x, top = root[node.inputs[0]], root[node.outputs[0]]
+        ratio = quants[x].item()[0] / quants[top].item()[0] / HARD_SWISH_RATIO
+        if node.op == "HARD_SWISH" and ratio > 1:  # inputs far below -3 give outputs near 0
+            low, high = united[top]
+            quants[top] = Quant.per_tensor(
+                *storable_params(low * ratio, high * ratio, widths[top]), widths[top]
+            )
     return {name: quants[top] for name, top in root.items()}
 
 

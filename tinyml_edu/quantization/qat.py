@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UnknownNameError, UsageError
 from ..ir.graph import Graph, Kind, Node, Quant
+from ..ir.ops import FIXED_SCALES
 from .activations import LINEAR_OPS, SHARING_OPS, Range, sharing_roots
 from .fake_quantization import FakeQuantize, LearnedStepSize, fake_quantize
 from .post_training import BIAS_LIMIT, QuantConfig, quantize_graph
@@ -62,12 +63,12 @@ class QATGraph(TorchGraph):
                     self.weight_steps[key] = self._weight_quantizer(node.inputs[1])
 
     def _activation_quantizer(self, root: str) -> FakeQuantize:
-        """Return a learned quantizer, or a fixed one for inputs, constants and a SOFTMAX.
+        """Return a learned quantizer, or a fixed one for inputs, constants and prescribed scales.
 
         The network's inputs keep their scale because data, often pixels, arrives on a grid of its own.
         """
         producer = self.graph.producer(root)
-        if self.method == "ste" or producer is None or producer.op == "SOFTMAX":
+        if self.method == "ste" or producer is None or producer.op in FIXED_SCALES:
             return FakeQuantize(self._quants[root])
         return LearnedStepSize(self._quants[root], elements=prod(self.graph[root].shape[1:]))
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, GraphError, Kind, Node
-from ..ir.ops import OPS
+from ..ir.ops import CONSTANT_OPERANDS, OPS
+from ..ir.windows import nearest
 from .activations import LINEAR_OPS
 from .checking import require_float_graph
 
@@ -127,8 +128,9 @@ class TorchGraph(nn.Module):
         out = self.graph[node.outputs[0]]
         x = inputs[0]
         n = 1 if x is None else x.shape[0] // self.graph[node.inputs[0]].shape[0]
-        if node.op == "ADD" and x is None and inputs[1] is not None:
-            n = inputs[1].shape[0] // self.graph[node.inputs[1]].shape[0]
+        for name, value in zip(node.inputs[1:], inputs[1:], strict=True):
+            if x is None and value is not None:  # the first operand is a constant
+                n = value.shape[0] // self.graph[name].shape[0]
         args = [self.constant(node, i, n) if value is None else value for i, value in enumerate(inputs)]
         # The batch is outermost, so that n images are n times the stored axis 0, also after a RESHAPE.
         return KERNELS[node.op](node.attrs, (out.shape[0] * n, *out.shape[1:]), *args)
@@ -137,7 +139,7 @@ class TorchGraph(nn.Module):
         """Return input ``position`` of ``node``, a constant, for a batch of ``n``."""
         value: Tensor = self.parameter(node.inputs[position])
         # A constant operand is one image's worth.
-        return value.repeat(n, *[1] * (value.ndim - 1)) if node.op == "ADD" else value
+        return value.repeat(n, *[1] * (value.ndim - 1)) if node.op in CONSTANT_OPERANDS else value
 
     def to_graph(self) -> Graph:
         """Return a new float graph with the present weights."""
@@ -212,6 +214,33 @@ def _add(a: Any, out: tuple[int, ...], x1: Tensor, x2: Tensor) -> Tensor:
     return activate(x1 + x2, a.activation)
 
 
+def _sub(a: Any, out: tuple[int, ...], x1: Tensor, x2: Tensor) -> Tensor:
+    return activate(x1 - x2, a.activation)
+
+
+def _mul(a: Any, out: tuple[int, ...], x1: Tensor, x2: Tensor) -> Tensor:
+    return activate(x1 * x2, a.activation)
+
+
+def _concatenation(a: Any, out: tuple[int, ...], *x: Tensor) -> Tensor:
+    return from_stored(torch.cat([to_stored(part) for part in x], dim=a.axis))
+
+
+def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def kernel(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
+        return function(x)
+
+    return kernel
+
+
+def _resize_nearest(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
+    rows, columns = (
+        torch.from_numpy(nearest(size, target, a)).to(x.device)
+        for size, target in zip(x.shape[2:], a.size, strict=True)
+    )
+    return x.index_select(2, rows).index_select(3, columns)
+
+
 def _average_pool2d(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
     y = F.avg_pool2d(_framed(x, a.padding), a.kernel, a.stride)
     if any(a.padding):  # padding does not count
@@ -254,6 +283,15 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "PAD": _pad,
     "RESHAPE": _reshape,
     "SOFTMAX": _softmax,
+    "SUB": _sub,
+    "MUL": _mul,
+    "CONCATENATION": _concatenation,
+    "LOGISTIC": _elementwise(torch.sigmoid),
+    "HARD_SWISH": _elementwise(F.hardswish),
+    "RELU": _elementwise(F.relu),
+    "RELU6": _elementwise(F.relu6),
+    "QUANTIZE": _elementwise(torch.clone),
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
 }
 """``kernel(attrs, out_shape, *inputs)`` of each op of `ir.ops.OPS`; ``out_shape`` is the stored shape."""
 

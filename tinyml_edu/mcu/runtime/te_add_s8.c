@@ -11,41 +11,18 @@
  *
  * SPDX-License-Identifier: MIT
  */
-#include "te_check.h"
-
-#define LEFT_SHIFT 20
-
-static int32_t rescale(int32_t v, int32_t zp, int32_t multiplier, int32_t exponent) {
-    return te_requant((v - zp) * (1 << LEFT_SHIFT), multiplier, exponent);
-}
-
-static te_status check(const te_add_params *p) {
-    TE_TRY(te_check_shape(p->out));
-    te_shape x1 = p->out, x2 = p->out;
-    x1.row = p->row_1;
-    x2.row = p->row_2;
-    TE_TRY(te_check_shape(x1));
-    TE_TRY(te_check_shape(x2));
-    TE_TRY(te_check_factor(p->multiplier_1, p->exponent_1));
-    TE_TRY(te_check_factor(p->multiplier_2, p->exponent_2));
-    TE_TRY(te_check_factor(p->multiplier_y, p->exponent_y));
-    /* A factor is below 2^exponent; above 1/2 the sum of both inputs could leave int32. */
-    const int ok = te_in_range(p->x1_zp, -128, 127) && te_in_range(p->x2_zp, -128, 127) &&
-                   (p->exponent_1 < 0 || (p->exponent_1 == 0 && p->multiplier_1 <= 1 << 30)) &&
-                   (p->exponent_2 < 0 || (p->exponent_2 == 0 && p->multiplier_2 <= 1 << 30));
-    return ok ? te_check_clamp(p->y_zp, p->y_min, p->y_max) : TE_BAD_PARAMETER;
-}
+#include "te_sum.h"
 
 te_status te_add_s8(const te_add_params *p, const int8_t *x1, const int8_t *x2, int8_t *y) {
     if (p == NULL || x1 == NULL || x2 == NULL || y == NULL) {
         return TE_NULL_POINTER;
     }
-    TE_TRY(check(p));
+    TE_TRY(te_check_sum(p));
     const int32_t line = p->out.width * p->out.channels;
     for (int32_t i = 0; i < p->out.height; i++) {
         for (int32_t j = 0; j < line; j++) {
-            const int32_t s1 = rescale(x1[i * p->row_1 + j], p->x1_zp, p->multiplier_1, p->exponent_1);
-            const int32_t s2 = rescale(x2[i * p->row_2 + j], p->x2_zp, p->multiplier_2, p->exponent_2);
+            const int32_t s1 = te_sum_rescale(x1[i * p->row_1 + j], p->x1_zp, p->multiplier_1, p->exponent_1);
+            const int32_t s2 = te_sum_rescale(x2[i * p->row_2 + j], p->x2_zp, p->multiplier_2, p->exponent_2);
             const int32_t sum = te_requant(s1 + s2, p->multiplier_y, p->exponent_y);
             y[i * p->out.row + j] = te_narrow(sum, p->y_zp, p->y_min, p->y_max);
         }

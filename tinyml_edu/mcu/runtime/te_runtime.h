@@ -74,6 +74,22 @@ typedef struct {
     int32_t y_min, y_max;
 } te_add_params;
 
+/* Element (i, j, c) of x2 is at i * row_2 + j * column_2 + c * channel_2; a step of 0 repeats x2. */
+typedef struct {
+    te_shape out;
+    int32_t row_1; /* elements from one row to the next in x1 */
+    int32_t row_2, column_2, channel_2;
+    int32_t x1_zp, x2_zp, y_zp;
+    int32_t multiplier, exponent;
+    int32_t y_min, y_max;
+} te_mul_params;
+
+typedef struct {
+    te_shape in, out;
+    const int32_t *rows;    /* (out.height), the row of x that each row of y copies */
+    const int32_t *columns; /* (out.width) */
+} te_resize_params;
+
 /* Axes grouped so that kept and reduced ones alternate: keep[0], reduce[0], keep[1], reduce[1], keep[2]. */
 typedef struct {
     int32_t keep[3], reduce[2];
@@ -98,6 +114,12 @@ te_status te_fully_connected_s8(const te_fully_connected_params *p, const int8_t
 te_status te_average_pool2d_s8(const te_pool_params *p, const int8_t *x, int8_t *y);
 te_status te_max_pool2d_s8(const te_pool_params *p, const int8_t *x, int8_t *y);
 te_status te_add_s8(const te_add_params *p, const int8_t *x1, const int8_t *x2, int8_t *y);
+te_status te_sub_s8(const te_add_params *p, const int8_t *x1, const int8_t *x2, int8_t *y);
+te_status te_mul_s8(const te_mul_params *p, const int8_t *x1, const int8_t *x2, int8_t *y);
+te_status te_lookup_s8(int32_t size, const int8_t *table, const int8_t *x, int8_t *y);
+te_status te_concatenation_s8(int32_t rows, int32_t count, const int32_t *sizes, const int8_t *const *x,
+                              int8_t *y);
+te_status te_resize_nearest_s8(const te_resize_params *p, const int8_t *x, int8_t *y);
 te_status te_mean_s8(const te_mean_params *p, const int8_t *x, int8_t *y);
 te_status te_pad_s8(const te_pad_params *p, const int8_t *x, int8_t *y);
 te_status te_softmax_s8(int32_t rows, int32_t classes, const uint32_t *table, const int8_t *x, int8_t *y);
