@@ -46,6 +46,11 @@ def figures() -> dict[str, tuple[float, str]]:
         )
         results |= {
             f"mcu.{name}.instructions": (instructions, "instructions"),
+            f"mcu.{name}.of_cmsis_nn": (
+                round(instructions / CMSIS_NN[name], 3),
+                "instructions / those of TensorFlow Lite Micro with CMSIS-NN",
+            ),
+            f"mcu.{name}.estimated_cycles": (report["estimated_cycles"], "cycles, estimated"),
             f"mcu.{name}.arena_bytes": (arena, "bytes"),
             f"mcu.{name}.lower_bound_bytes": (bound, "bytes"),
             f"mcu.{name}.code_bytes": (flash["code"], "bytes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -30,3 +31,36 @@ def test_the_commands_of_the_readme_exist(repository):
     makefile = (repository / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     assert set(re.findall(r"`?make (?:[A-Z_]+=\S+ )?([a-z][a-z-]+)", text)) <= targets | {"alone"}
+
+
+NETWORKS = {"keyword spotting": "kws", "visual wake words": "vww", "image classification": "ic"}
+
+
+def figures_of_networks(text: str) -> dict[str, list[float]]:
+    """Return the numbers of each row of the README's table of networks."""
+    rows = {name: re.search(rf"^\| {name} \|(.*)\|$", text, re.MULTILINE) for name in NETWORKS}
+    return {
+        name: [float(cell.replace(",", "")) for cell in row[1].split("|")] if row else []
+        for name, row in rows.items()
+    }
+
+
+def test_the_figures_of_networks_are_those_of_the_benchmark(repository):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    results = json.loads((repository / "docs" / "results.json").read_text())
+    for name, found in figures_of_networks(text).items():
+        measured = {
+            key: results[f"mcu.{NETWORKS[name]}.{key}"]["value"]
+            for key in ("instructions", "of_cmsis_nn", "arena_bytes", "code_bytes", "weights_bytes")
+        }
+        flash = measured["code_bytes"] + measured["weights_bytes"]
+        assert found == [
+            measured["instructions"],
+            measured["of_cmsis_nn"],
+            measured["arena_bytes"],
+            flash,
+        ], name
+
+
+def test_a_wrong_figure_is_seen():
+    assert figures_of_networks("| keyword spotting | 1,000 | 0.5 |")["keyword spotting"] == [1000, 0.5]
