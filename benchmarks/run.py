@@ -15,6 +15,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from tinyml_edu._files import write_atomically
+from tinyml_edu.errors import TinyMLError
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ("mcu_networks", "zoo_accuracy", "pruning", "spmm", "quantization", "parity", "xnor")
 
@@ -38,16 +41,24 @@ def main() -> None:
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.names or BENCHMARKS:
-        figures = importlib.import_module(f"benchmarks.{name}").figures()
-        for key, (value, unit) in figures.items():
-            results[key] = {"value": value, "unit": unit, "command": f"python -m benchmarks.run {name}"}
+        try:
+            figures = importlib.import_module(f"benchmarks.{name}").figures()
+        except TinyMLError as error:
+            raise SystemExit(f"{name}: {error}") from None
+        merge(arguments.out, name, figures)
+
+
+def merge(path: Path, name: str, figures: dict[str, tuple[float, str]]) -> None:
+    """Replace the figures of one benchmark in the results and write them: whole, or not at all."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    command = f"python -m benchmarks.run {name}"
+    results = {key: row for key, row in results.items() if row.get("command") != command}
+    for key, (value, unit) in figures.items():
+        results[key] = {"value": value, "unit": unit, "command": command}
     results["_meta"] = meta()
-    temporary = arguments.out.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    temporary.replace(arguments.out)
-    print(f"{len(results) - 1} figures in {arguments.out}")
+    write_atomically(path, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
+    print(f"{len(results) - 1} figures in {path}")
 
 
 if __name__ == "__main__":
