@@ -109,7 +109,9 @@ def deploy(
     requant: Annotated[
         Requant, typer.Option(help="exact: TensorFlow Lite's rounding; fast: one rounding.")
     ] = Requant.exact,
-    optimize: Annotated[Optimize, typer.Option(help="Aim of the C compiler.")] = Optimize.speed,
+    optimize: Annotated[
+        Optimize, typer.Option(help="speed: specialised kernels, more flash; size: the plain ones.")
+    ] = Optimize.speed,
     planner: Annotated[str, typer.Option(help="A memory planner of `tinyml plan`, or best.")] = "best",
     patch: Annotated[str, typer.Option(help="Patch-based inference; only none so far.")] = "none",
     json_file: JsonOption = None,

@@ -241,7 +241,8 @@ def deploy(
     requant : {"exact", "fast"}
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
-        ``-O3`` or ``-Os``.
+        Specialised kernels where there are some and ``-O3``, at the price of flash; or the plain kernels and
+        ``-Os``.
     planner : str
         A key of `planning.PLANNERS`.
     patch : {"none"}
