@@ -9,6 +9,7 @@ from torch import nn
 from tinyml_edu.errors import UsageError
 from tinyml_edu.profile.counting import model_macs
 from tinyml_edu.pruning import ChannelPruner, latency_cost, macs_cost, search_channel_ratios
+from tinyml_edu.pruning.channel_search import _first_within
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -117,3 +118,12 @@ def test_a_budget_out_of_reach_names_the_least_cost():
         search_channel_ratios(
             ChannelPruner(chain(), X), prefers_the_second_layer, macs_cost(X), 1e9, max_ratio=1.0
         )
+
+
+@pytest.mark.parametrize("budget", [2.0, 5.0, 9.9, 10.0])
+def test_the_common_step_is_the_smallest_that_meets_the_budget(budget):
+    # The cost falls from 10 to 2; six bisections leave an interval of 2**-6.
+    found, _, cost = _first_within(lambda step: ({"step": step}, nn.Identity(), 10 - 8 * step), budget)
+    smallest = (10 - budget) / 8
+    assert cost <= budget
+    assert smallest <= found["step"] <= smallest + 2**-6

@@ -345,7 +345,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "sram_bytes": {
             "input": source.size_bytes,
             "activations": arena - source.size_bytes,
-            "scratch": 0,  # these kernels keep their sums in registers; spills are in `stack`
+            "scratch": 0,  # what kernels need for themselves lies on the stack and is counted there
             "stack": measured.stack_bytes,
             "total": arena + measured.stack_bytes,
         },

@@ -42,8 +42,8 @@ def reorder_for_n_m(model: nn.Module, example: torch.Tensor, n: int = 2, m: int 
 
     Notes
     -----
-    Groups that a grouped convolution reads or writes keep their order, for its groups are fixed places; so do
-    those whose channels are read only as several features each, behind a flatten.
+    Groups keep their order where their channels are read only as several features each, behind a flatten, or
+    as one channel in each group of a grouped convolution, whose groups are fixed places.
     """
     found = find_dependencies(model, example)
     new_label = np.arange(
@@ -67,9 +67,6 @@ def _reader_scores(model: nn.Module, found: Dependencies, group: ChannelGroup) -
     """Return ``|w|`` (rows, units) of the layers that read each unit once; None: keep the order."""
     columns = []
     for layer in found.layers:
-        used = np.concatenate([layer.inputs, layer.outputs])
-        if layer.op == "GROUPED_CONV_2D" and np.isin(used, group.labels).any():
-            return None
         if layer.op in ("CONV_2D", "FULLY_CONNECTED") and _reads_each_once(layer, group):
             place = {label: i for i, label in enumerate(layer.inputs)}
             weight = model.get_parameter(f"{layer.path}.weight").detach().abs()

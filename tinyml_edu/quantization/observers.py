@@ -7,6 +7,7 @@ narrower than what it saw: a value outside it saturates, and every value inside 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from .histogram import SMALLEST, Histogram
 Range = tuple[float, float]
 
 
-class Observer:
+class Observer(ABC):
     """What all observers share: checked updates and the smallest and largest value so far.
 
     Parameters
@@ -51,7 +52,7 @@ class Observer:
         self.low, self.high = min(low, self.low), max(high, self.high)
         self._take(values, low, high)
 
-    def _take(self, values: np.ndarray, low: float, high: float) -> None:
+    def _take(self, values: np.ndarray, low: float, high: float) -> None:  # noqa: B027 (some need the ends only)
         """Take in finite values, at least one, that span ``[low, high]``."""
 
     def range(self) -> Range:
@@ -67,8 +68,9 @@ class Observer:
         low, high = self._range()
         return min(max(low, self.low), self.high), max(min(high, self.high), self.low)
 
+    @abstractmethod
     def _range(self) -> Range:
-        raise NotImplementedError
+        """Return the range that the values ask for, before it is held within what was seen."""
 
 
 class MinMaxObserver(Observer):
