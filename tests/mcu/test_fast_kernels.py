@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fast_layers import KINDS, differences, expected, layer, on_a_board, random_layer, telling_inputs
 
+from tinyml_edu import ir
 from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, elf, planning, toolchain
@@ -243,6 +244,32 @@ def test_channels_are_computed_in_pairs(constant, computed, tmp_path, rng):
     c = requantize.channels(graph, graph.nodes[0], "exact")
     assert weights.to_compute(c).tolist() == computed
     assert not any(differences(graph, telling_inputs(graph), tmp_path))
+
+
+def test_a_channel_of_two_codes_is_computed(tmp_path):
+    w = np.zeros((2, 1, 1, 8), np.int64)
+    w[0, 0, 0, 0] = 1  # sums of 0 to 255, so codes 3 and 4
+    graph = layer("CONV_2D", (1, 3, 3, 8), w, np.array([0, 90]), gain=1 / 300, y_zp=3)
+    c = requantize.channels(graph, graph.nodes[0], "exact")
+    assert (c.low != c.high).tolist() == [True, False]
+    assert not any(differences(graph, telling_inputs(graph), tmp_path))
+
+
+@pytest.mark.parametrize("gain", [2.0**-22, 1 / 4_100_000])
+def test_large_sums_change_their_code_at_the_right_value(gain, tmp_path):
+    # 2 * acc is beyond 2**30 in both channels; the 256 inputs step over the border between two codes.
+    w = np.zeros((2, 1, 1, 8), np.int64)
+    w[:, 0, 0, 0] = 1
+    bias = np.round(np.array([150.5, -150.5]) / gain)
+    x = np.zeros((1, 16, 16, 8), np.int8)
+    x[0, ..., 0] = np.arange(-128, 128).reshape(16, 16)
+    for y_zp, channel in ((-100, 0), (100, 1)):
+        graph = layer("CONV_2D", x.shape, w, bias, x_zp=0, y_zp=y_zp, gain=gain)
+        assert fast_names(graph)
+        assert len(np.unique(ir.run(graph, x)[..., channel])) == 2
+        folder = tmp_path / str(channel)
+        folder.mkdir()
+        assert not any(differences(graph, x[None], folder))
 
 
 def test_the_range_of_a_sum_is_attained():
