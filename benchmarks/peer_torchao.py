@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def _drop_unread(module: torch.fx.GraphModule) -> None:
         delattr(module.get_submodule(owner), attribute)
 
 
-def _quantizer(setting: str):
+def _quantizer(setting: str) -> Any:
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 

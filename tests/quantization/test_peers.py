@@ -64,7 +64,9 @@ def test_onnxruntime_writes_int8_weights_and_computes_the_network(network, image
         x = images.numpy()
         peer.quantize(tmp_path / "float.onnx", x, "minmax", per_channel=per_channel, path=path)
         onnx = importlib.import_module("onnx")
-        weights = [t for t in onnx.load(path).graph.initializer if len(t.dims) > 1]
+        constants = onnx.load(path).graph.initializer
+        weights = [t for t in constants if len(t.dims) > 1]
+        assert per_channel == any(t.name.endswith("_scale") and np.prod(t.dims) > 1 for t in constants)
         assert {t.data_type for t in weights} == {onnx.TensorProto.INT8}
         assert sum(int(np.prod(t.dims)) for t in weights) == _weights(network)
         assert 0 < np.abs(peer.predictor(path)(x) - want).max() < 0.1 * np.abs(want).max()
