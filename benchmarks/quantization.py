@@ -85,7 +85,7 @@ PLANS = {
         tuning=_TUNING,
         aware=_AWARE,
         distilled=_TUNING,
-        sparsity=0.82,
+        sparsity=0.83,
         low_bit=_LOW_BIT,
     ),
     "cifar10": Plan(
@@ -179,12 +179,12 @@ class Table(Study):
         return self.integers(quantization.convert(module))
 
     def shared(self, seed: int, *, bits: int, epochs: int) -> Row:
-        """Return k-means codebooks for the weights, in float arithmetic."""
+        """Return k-means codebooks for the weights, distilled if ``epochs``; in float arithmetic."""
         model = copy.deepcopy(self.dense)
         quantizer = KMeansQuantizer(model, bits, seed=seed)
         if epochs:
             config = replace(self.plan.tuning, epochs=epochs, ema=0.0)
-            self.tune(model, config, seed, after_step=quantizer.after_step)
+            self.distil(model, config, seed, quantizer.after_step)
         return {"accuracy": self.accuracy(model)}
 
     def deep_compression(self, seed: int) -> Row:
@@ -313,7 +313,7 @@ def _saved(table: Table, key: str, compute: Callable[[int], Row], seed: int) -> 
 
 
 AWARE_RATES = (0.001, 0.003, 0.01, 0.03)
-SPARSITIES = (0.8, 0.82, 0.85)
+SPARSITIES = (0.8, 0.82, 0.83, 0.86)
 
 
 def choose(plans: tuple[Plan, ...]) -> None:
