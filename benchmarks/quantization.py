@@ -92,7 +92,7 @@ PLANS = {
         "cifar10",
         tuning=_CIFAR10,
         aware=replace(_AWARE, epochs=2, learning_rate=0.003, shift=3, flip=True),
-        distilled=_CIFAR10,
+        distilled=replace(_CIFAR10, epochs=16),
         sparsity=0.82,
     ),
 }
