@@ -38,11 +38,15 @@ def two_layers(nops: int = 2) -> list[str]:
     return [
         assembly("helper", *["nop"] * nops, "bx lr"),
         assembly("model_layer_0", "push {r4, lr}", "bl helper", "bl helper", "pop {r4, pc}"),
-        assembly("model_layer_1", "movs r0, #0", "movw r1, #4660", "cmp r0, r1", "beq 1f", "adds r0, #0", "1: b helper"),
         assembly(
-            "model_invoke", "push {r4, lr}", "bl model_layer_0", "bl model_layer_1", "movs r0, #0", "pop {r4, pc}"
+            "model_layer_1",
+            *("movs r0, #0", "movw r1, #4660", "cmp r0, r1", "beq 1f", "adds r0, #0", "1: b helper"),
         ),
-    ]  # fmt: skip
+        assembly(
+            "model_invoke",
+            *("push {r4, lr}", "bl model_layer_0", "bl model_layer_1", "movs r0, #0", "pop {r4, pc}"),
+        ),
+    ]
 
 
 def test_each_layer_has_the_instructions_of_its_text_and_of_its_callees(tmp_path):

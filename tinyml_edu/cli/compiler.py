@@ -221,8 +221,9 @@ def run(
     if emulate:
         console().print(
             f"{len(result.outputs)} inferences, each {result.instructions:,} instructions, "
-            f"{result.estimated_cycles:,} cycles, {result.estimated_ms:.2f} ms; stack {result.stack_bytes} B; "
-            f"start-up {result.startup_instructions} instructions.  Cycles and ms are {CAVEAT}."
+            f"{result.estimated_cycles:,} cycles, {result.estimated_ms:.2f} ms; "
+            f"stack {result.stack_bytes} B; start-up {result.startup_instructions} instructions.  "
+            f"Cycles and ms are {CAVEAT}."
         )
     else:
         console().print(f"{len(result.outputs)} inferences on this computer")

@@ -49,8 +49,8 @@ class RunResult:
     startup_instructions : int or None
         From reset to the first instruction of ``model_invoke``, once.
     mnemonics : dict of str to dict of str to int
-        By node name, and ``model_invoke`` for what lies between the layers: how often each mnemonic ran in the
-        last inference; empty for the host.
+        By node name, and ``model_invoke`` for what lies between the layers: how often each mnemonic ran in
+        the last inference; empty for the host.
     trace : ArenaTrace or None
         Reads and writes of the arena, by node, over all inferences; if it was asked for.
     """
@@ -193,7 +193,15 @@ class Deployment:
 
         sources = sorted([*self.path.glob("*.c"), *self.path.glob("*.h")])
         library = ctypes.CDLL(
-            str(toolchain.compile_shared(sources, name="model", optimize=self.optimize, include=[self.path]))
+            str(
+                toolchain.compile_shared(
+                    sources,
+                    name="model",
+                    optimize=self.optimize,
+                    include=[self.path],
+                    flags=["-DTE_WIDE=1"],  # vector units: same codes, a third of the time
+                )
+            )
         )
         for function in (library.model_input, library.model_output):
             function.restype = ctypes.c_void_p

@@ -153,8 +153,8 @@ class Machine:
     """An emulated board, booted, that runs inferences one by one.
 
     Parameters are those of `emulate`; ``watch`` are the functions that get an account of their own, by
-    default every ``model_layer_<i>``; ``trace`` is the width of a cell, or 0; ``each`` counts instruction by instruction instead of block by block
-    (the same counts, slower: the tests compare the two).
+    default every ``model_layer_<i>``; ``trace`` is the width of a cell, or 0; ``each`` counts instruction by
+    instruction instead of block by block (the same counts, slower: the tests compare the two).
     """
 
     def __init__(

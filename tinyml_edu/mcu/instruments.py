@@ -1,4 +1,4 @@
-"""What the emulator shows beside totals: which instructions a layer executes, and where it reads and writes."""
+"""What the emulator shows beside totals: which instructions a layer executes, where it reads and writes."""
 
 from __future__ import annotations
 
