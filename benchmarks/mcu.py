@@ -121,8 +121,8 @@ def _print(name: str, reports: dict[tuple[str, str], dict[str, Any]]) -> None:
         print(f"    {engine:46} {latency:7.1f} ms, {latency / ours:5.2f} of our estimate")
     measured, estimated = _cycles_an_instruction(name, first)
     print(
-        f"  cycles an instruction: ours {estimated:.2f}, estimated; CMSIS-NN {measured:.2f}, from the latency "
-        "of microTVM and the instructions of TFLM (the same kernels in two frameworks)"
+        f"  cycles an instruction: ours {estimated:.2f}, estimated; CMSIS-NN {measured:.2f}, from the "
+        "latency of microTVM and the instructions of TFLM (the same kernels in two frameworks)"
     )
 
 

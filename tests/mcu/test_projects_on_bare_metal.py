@@ -187,8 +187,6 @@ def counts_of_both(folder: Path, graph: Graph, **options) -> tuple[list[int], li
     )
     (folder / "build").mkdir()
     shutil.copy(folder / "example" / "qemu.c", folder / "qemu.c")
-    text = (folder / "qemu.c").read_text().replace('"../model.h"', '"model.h"')
-    (folder / "qemu.c").write_text(text)
     elf_path = toolchain.compile_firmware(folder, QEMU_M4, **options)
     command = ["qemu-system-arm", "-M", "mps2-an386", "-nographic", "-monitor", "none", "-serial", "none"]
     command += ["-chardev", "stdio,id=sh0", "-semihosting-config", "enable=on,target=native,chardev=sh0"]

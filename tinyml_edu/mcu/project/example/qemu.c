@@ -7,7 +7,7 @@
  *
  * SPDX-License-Identifier: MIT
  */
-#include "../model.h"
+#include "model.h"
 
 #define INPUT "example/input.bin"
 #define OUTPUT "build/qemu.bin"
