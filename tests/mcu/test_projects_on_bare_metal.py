@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fast_layers import KINDS, random_layer
+from fast_layers import KINDS, layer, random_layer
 from random_graphs import random_network
 
 from tinyml_edu import ir
@@ -123,28 +123,28 @@ void te_main(void) {
 """
 
 
-def init_status(folder: Path, *, broken: bool) -> int:
-    """Run model_init on the emulated board; with ``broken``, the arena's memory forgets what is written."""
+def init_status(folder: Path, forgets: int | None) -> int:
+    """Run model_init on the emulated board, with page ``forgets`` of the arena no memory, but a device."""
     (folder / "main.c").write_text(INIT_MAIN)
     unicorn = pytest.importorskip("unicorn")
     machine = Machine(toolchain.compile_firmware(folder, "stm32f412"), "stm32f412")
-    page = machine.arena_address & ~4095
-    if broken:
-        size = 4096 * (machine.arena_bytes // 4096 + 2)
-        machine._uc.mem_unmap(page, size)
-        machine._uc.mmio_map(page, size, lambda *_: 0, None, lambda *_: None, None)
+    pages = range(machine.arena_address, machine.arena_address + machine.arena_bytes, 4096)
+    assert len(pages) > 1
+    assert machine.arena_address % 4096 == 0
+    if forgets is not None:
+        machine._uc.mem_unmap(pages[forgets], 4096)
+        machine._uc.mmio_map(pages[forgets], 4096, lambda *_: 0, None, lambda *_: None, None)
     machine._start()
     return machine._uc.reg_read(unicorn.arm_const.UC_ARM_REG_R0)
 
 
-def test_init_tells_memory_from_what_forgets(tmp_path):
-    graph = random_layer("pointwise", 0)
-    for broken, status in ((False, 0), (True, 4)):
-        folder = write_project(tmp_path / str(broken), graph)
-        # The arena gets pages of its own: the stack below it stays memory.
-        text = (folder / "model.c").read_text()
-        (folder / "model.c").write_text(text.replace("aligned(16)", "aligned(4096)"))
-        assert init_status(folder, broken=broken) == status
+@pytest.mark.parametrize(("forgets", "status"), [(None, 0), (0, 4), (-1, 4)])
+def test_init_tells_memory_from_what_forgets(tmp_path, forgets, status):
+    folder = write_project(tmp_path, layer("CONV_2D", (1, 16, 16, 24), np.ones((8, 1, 1, 24)), np.zeros(8)))
+    # The arena gets pages of its own: the stack below it stays memory.
+    text = (folder / "model.c").read_text()
+    (folder / "model.c").write_text(text.replace("aligned(16)", "aligned(4096)"))
+    assert init_status(folder, forgets) == status
 
 
 # -- QEMU ---------------------------------------------------------------------------------------
