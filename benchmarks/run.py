@@ -20,7 +20,8 @@ from tinyml_edu.errors import TinyMLError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = (
-    "mcu_networks",
+    "mcu",
+    "host_speed",
     "zoo_accuracy",
     "pruning",
     "spmm",

@@ -100,9 +100,19 @@ def test_deploy_and_run_agree_with_numpy(tinyml, tmp_path):
         assert got.dtype == np.int8
         np.testing.assert_array_equal(got.reshape(3, -1), expected)
     result = json.loads((tmp_path / "r.json").read_text())
-    assert set(result) == {"instructions", "estimated_cycles", "estimated_ms", "stack_bytes", "layers"}
+    assert set(result) == {
+        *("instructions", "estimated_cycles", "estimated_ms", "stack_bytes", "layers"),
+        *("startup_instructions", "mnemonics"),
+    }
     assert result["instructions"] >= sum(layer["instructions"] for layer in result["layers"]) > 0
     assert result["stack_bytes"] == sram["stack"]
+    picture = tmp_path / "map.png"
+    printed = tinyml("run", project, "--input", tmp_path / "x.npy", "--histogram", "--heat-map", picture)
+    assert sum(sum(row.values()) for row in result["mnemonics"].values()) == result["instructions"]
+    total = next(line for line in printed.splitlines() if line.startswith("│ total"))
+    assert sum(int(n.replace(",", "")) for n in total.split("│")[2:-1]) == result["instructions"]
+    assert "not validated on silicon" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_floats_are_quantized_with_the_input_scale(tinyml, tmp_path):

@@ -60,7 +60,13 @@ def _table(count: int) -> str:
 
 def build(folder: Path, graphs: Sequence[Graph], **options) -> list[Callable[[np.ndarray], np.ndarray]]:
     """Return one function a graph: int8 (n, ...) in, int8 (n, output bytes) out, computed by compiled C."""
-    sources = write_networks(folder, graphs, **options)
+    return runners(folder, write_networks(folder, graphs, **options), graphs)
+
+
+def runners(
+    folder: Path, sources: Sequence[Path], graphs: Sequence[Graph]
+) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Compile what `write_networks` wrote and return `build`'s functions."""
     library = ctypes.CDLL(
         str(
             toolchain.compile_shared(

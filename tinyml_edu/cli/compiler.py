@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DataError, UsageError
-from .output import JsonOption, check_output, console, table, write_json, write_output
+from .output import JsonOption, check_output, check_picture, console, table, write_json, write_output
 from .resolve import MODEL_HELP, resolve_graph
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -69,8 +69,7 @@ def plan(
 
     check_output(json_file)
     check_output(picture)
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise UsageError(f"--picture writes PNG; name a file that ends in .png, not {picture.name}")
+    check_picture("--picture", picture)
     graph = resolve_graph(model)
     plans = {name: planning.plan(graph, planner=name) for name in planning.PLANNERS}
     best = min(plans.values(), key=lambda p: p.arena_bytes)
@@ -156,8 +155,8 @@ def deploy(
     )
     console().print(
         f"arena {report['arena_bytes']:,} B, lower bound {report['lower_bound_bytes']:,} B; "
-        f"{report['instructions']:,} instructions an inference, about {report['estimated_ms']:.1f} ms.  "
-        f"Project in {out}"
+        f"{report['instructions']:,} instructions an inference, about {report['estimated_ms']:.1f} ms "
+        f"({mcu.cycles.CAVEAT}).  Project in {out}"
     )
     write_json(json_file, report)
 
@@ -181,17 +180,33 @@ def run(
     emulate: Annotated[
         bool, typer.Option("--emulate/--host", help="The emulated board, or the same C on this computer.")
     ] = True,
+    histogram: Annotated[
+        bool, typer.Option("--histogram", help="Print which instructions each layer executes (emulated).")
+    ] = False,
+    heat_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--heat-map", metavar="FILE", help="Draw reads and writes of the arena (emulated; PNG)."
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Run a deployed model on inputs from a file.
 
-    Example: tinyml run kws --input x.npy --output y.npy --emulate
+    Example: tinyml run kws --input x.npy --output y.npy --emulate --histogram
     """
     from ..mcu import Deployment
+    from ..mcu.cycles import CAVEAT
+    from ..mcu.instruments import histogram_rows
 
-    check_output(output_file)
-    check_output(json_file)
-    result = Deployment.load(directory).run(_read_array(input_file), target="emulate" if emulate else "host")
+    for path in (output_file, heat_map, json_file):
+        check_output(path)
+    check_picture("--heat-map", heat_map)
+    if not emulate and (histogram or heat_map):
+        raise UsageError("only the emulated board counts; leave out --host, --histogram or --heat-map")
+    result = Deployment.load(directory).run(
+        _read_array(input_file), target="emulate" if emulate else "host", trace=heat_map is not None
+    )
     if output_file is not None:
         write_output(output_file, _npy(result.outputs))
     values = {
@@ -200,14 +215,28 @@ def run(
         "estimated_ms": result.estimated_ms,
         "stack_bytes": result.stack_bytes,
         "layers": result.layers,
+        "startup_instructions": result.startup_instructions,
+        "mnemonics": result.mnemonics,
     }
     if emulate:
         console().print(
             f"{len(result.outputs)} inferences, each {result.instructions:,} instructions, "
-            f"{result.estimated_cycles:,} cycles, {result.estimated_ms:.2f} ms; stack {result.stack_bytes} B"
+            f"{result.estimated_cycles:,} cycles, {result.estimated_ms:.2f} ms; "
+            f"stack {result.stack_bytes} B; start-up {result.startup_instructions} instructions.  "
+            f"Cycles and ms are {CAVEAT}."
         )
     else:
         console().print(f"{len(result.outputs)} inferences on this computer")
+    if histogram:
+        columns, rows = histogram_rows(result.mnemonics)
+        table(
+            "Instructions of one inference", ["layer", *columns], [[name, *counts] for name, counts in rows]
+        )
+    if result.trace is not None and heat_map is not None:
+        from .. import plots
+
+        write_output(heat_map, plots.to_png(plots.arena_heat_map(result.trace)))
+        console().print(f"heat map: {heat_map}")
     write_json(json_file, values)
 
 

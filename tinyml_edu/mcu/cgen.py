@@ -18,14 +18,17 @@ from ..ir.execute import run
 from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
+from .boards import QEMU_M4
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
 from .kernels.selection import Selection
 from .planning import Plan, aliases, lifetimes, verify
+from .toolchain import linker_script
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
 
 _RUNTIME = files("tinyml_edu.mcu") / "runtime"
 _PROJECT = files("tinyml_edu.mcu") / "project"
+_FIRMWARE = files("tinyml_edu.mcu") / "firmware"
 
 
 def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
@@ -47,7 +50,7 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     -------
     dict of str to str
         ``model.c``, ``model.h``, ``te_config.h``, the runtime's headers and the kernels that the network
-        uses, ``Makefile``, ``README.md`` and ``example/run.c``.
+        uses, ``Makefile``, ``README.md`` and programs in ``example/``.
 
     Raises
     ------
@@ -74,9 +77,16 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
         ),
         "Makefile": Template(_read(_PROJECT / "Makefile.in")).substitute(fields),
         "README.md": Template(_read(_PROJECT / "README.md.in")).substitute(fields),
-        "example/run.c": _read(_PROJECT / "example" / "run.c"),
+        **_examples(),
     }
     return _runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)]) | result
+
+
+def _examples() -> dict[str, str]:
+    """Return a program for this computer, and one for QEMU's Cortex-M4 with all that bare metal needs."""
+    files = {f"example/{name}": _read(_PROJECT / "example" / name) for name in ("run.c", "qemu.c")}
+    files |= {f"example/{name}": _read(_FIRMWARE / name) for name in ("startup.c", "support.c")}
+    return files | {"example/qemu.ld": linker_script(QEMU_M4)}
 
 
 def example_files(graph: Graph, requant: str = "exact") -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
+from .instruments import CELL_BYTES, ArenaTrace, rows_of
 from .planning import STACK_BYTES
 from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
@@ -45,6 +46,13 @@ class RunResult:
         ``estimated_cycles`` at the board's highest clock with zero wait states, milliseconds.
     layers : list of dict
         ``name, op, macs, instructions`` of each node; empty for the host.
+    startup_instructions : int or None
+        From reset to the first instruction of ``model_invoke``, once.
+    mnemonics : dict of str to dict of str to int
+        By node name, and ``model_invoke`` for what lies between the layers: how often each mnemonic ran in
+        the last inference; empty for the host.
+    trace : ArenaTrace or None
+        Reads and writes of the arena, by node, over all inferences; if it was asked for.
     """
 
     outputs: np.ndarray
@@ -53,6 +61,9 @@ class RunResult:
     estimated_ms: float | None = None
     stack_bytes: int | None = None
     layers: tuple[dict[str, Any], ...] = ()
+    startup_instructions: int | None = None
+    mnemonics: dict[str, dict[str, int]] = field(default_factory=dict)
+    trace: ArenaTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,9 @@ class Deployment:
             raise UsageError("the input holds values that are infinite or not a number; clean it first")
         return self.input.quant.quantize(x)
 
-    def run(self, x: np.ndarray, target: str = "host") -> RunResult:
+    def run(
+        self, x: np.ndarray, target: str = "host", *, trace: bool = False, cell_bytes: int = CELL_BYTES
+    ) -> RunResult:
         """Run the compiled network.
 
         Parameters
@@ -161,21 +174,36 @@ class Deployment:
             int8 codes or float values, batch first.
         target : {"host", "emulate"}
             The same C on this computer, or the firmware image on the board's emulated core.
+        trace : bool
+            Count reads and writes of the arena, on the emulated core only (ten to thirty times slower).
+        cell_bytes : int
+            Bytes of the arena that the trace by layer takes together.
         """
         if target not in TARGETS:
             raise UnknownNameError("target", target, TARGETS)
         codes = self.codes(x)
-        return self._run_host(codes) if target == "host" else self._run_emulated(codes)
+        if target == "emulate":
+            return self._run_emulated(codes, trace, cell_bytes)
+        if trace:
+            raise UsageError("only the emulated core traces the arena; use target='emulate'")
+        return self._run_host(codes)
 
-    def _run_host(self, codes: np.ndarray) -> RunResult:
+    def host_library(self) -> ctypes.CDLL:
+        """Compile the folder's sources for this computer, unless the cache has them, and load the library."""
         from . import toolchain
 
         sources = sorted([*self.path.glob("*.c"), *self.path.glob("*.h")])
-        library = ctypes.CDLL(
-            str(toolchain.compile_shared(sources, name="model", optimize=self.optimize, include=[self.path]))
+        flags = ["-DTE_WIDE=1"]  # vector units: same codes, in half of the time or less
+        path = toolchain.compile_shared(
+            sources, name="model", optimize=self.optimize, include=[self.path], flags=flags
         )
+        library = ctypes.CDLL(str(path))
         for function in (library.model_input, library.model_output):
             function.restype = ctypes.c_void_p
+        return library
+
+    def _run_host(self, codes: np.ndarray) -> RunResult:
+        library = self.host_library()
         outputs = np.empty((len(codes), *self.output.shape[1:]), np.int8)
         for code, output in zip(codes, outputs):
             data = code.tobytes()
@@ -190,7 +218,7 @@ class Deployment:
             ).reshape(output.shape)
         return RunResult(outputs)
 
-    def _run_emulated(self, codes: np.ndarray) -> RunResult:
+    def _run_emulated(self, codes: np.ndarray, trace: bool, cell_bytes: int) -> RunResult:
         from . import emulator
 
         result = emulator.emulate(
@@ -200,7 +228,10 @@ class Deployment:
             self.output.size_bytes,
             input_offset=self.input.offset,
             output_offset=self.output.offset,
+            trace=trace,
+            cell_bytes=cell_bytes,
         )
+        rows = rows_of(self.nodes)
         layers = [
             {key: node[key] for key in ("name", "op", "macs")}
             | {"instructions": result.layer_instructions.get(node["symbol"], 0)}
@@ -213,6 +244,12 @@ class Deployment:
             result.estimated_ms,
             result.stack_bytes,
             tuple(layers),
+            result.startup_instructions,
+            {
+                name: result.mnemonics[symbol]
+                for symbol, name in [*rows.items(), ("model_invoke", "model_invoke")]
+            },
+            result.trace and result.trace.select(rows),
         )
 
 

@@ -35,7 +35,8 @@ struct te_counter {
     const uint32_t *before;      /* (slots + 1) instructions that start below each halfword */
     const uint32_t *cycles_sum;  /* (slots + 1) their cycles */
     const uint32_t *last;        /* (slots + 1) halfword of the instruction that ends where this one starts */
-    int64_t *hits;               /* (slots + 1) executions, as steps: +1 where a run of code starts, -1 at its end */
+    int64_t *hits;               /* (functions + 1, slots + 1) executions in each watched function, the last row
+                                  * outside of all; as steps: +1 where a run of code starts, -1 at its end */
     uint64_t *totals;            /* (functions, 3) calls, instructions, cycles */
     const uint32_t *watched;     /* (functions) entry addresses, ascending */
     te_reg_read reg_read;
@@ -49,13 +50,27 @@ struct te_counter {
 
 enum { TE_TOO_DEEP = 1, TE_NOT_CODE = 2 };
 
-/* Accesses per byte of one RAM window; for the heat map of the arena. */
+/* Accesses of one RAM window, byte by byte; for the heat map of the arena. */
 struct te_trace {
-    uint32_t *reads, *writes; /* (bytes) each */
-    uint64_t base, bytes;
+    uint32_t *reads, *writes;           /* (bytes) each */
+    uint32_t *cell_reads, *cell_writes; /* (functions + 1, cells) each: the same bytes, by watched function */
+    const struct te_counter *counter;
+    uint64_t base, bytes, cells, cell_bytes;
 };
 
 uint32_t te_counter_bytes(void) { return sizeof(struct te_counter); }
+
+/* The innermost watched function that is running, or the row behind the last one. */
+static uint64_t running(const struct te_counter *c) {
+    return c->depth > 0 ? c->frames[c->depth - 1].function : c->functions;
+}
+
+/* A run of code from halfword `from` up to `end`, executed once. */
+static inline void executed(struct te_counter *c, uint32_t from, uint32_t end) {
+    int64_t *hits = c->hits + running(c) * ((uint64_t)c->slot_count + 1);
+    hits[from] += 1;
+    hits[end] -= 1;
+}
 
 static uint32_t read_register(const struct te_counter *c, void *engine, int32_t id) {
     uint32_t value = 0;
@@ -124,8 +139,7 @@ void te_count_block(void *engine, uint64_t address, uint32_t size, void *user) {
     arrive(c, engine, here, index);
     c->instructions += c->before[end] - c->before[index];
     c->cycles += c->cycles_sum[end] - c->cycles_sum[index];
-    c->hits[index] += 1;
-    c->hits[end] -= 1;
+    executed(c, index, end);
     c->refill = TE_REFILL(c->slots[c->last[end]]);
     c->next = here + size;
     if (c->instructions >= c->limit) c->stop(engine);
@@ -137,8 +151,7 @@ static void skipped(struct te_counter *c, uint32_t index) {
     const uint32_t from = (c->next - c->code_base) >> 1;
     c->instructions += c->before[index] - c->before[from];
     c->cycles += c->cycles_sum[index] - c->cycles_sum[from];
-    c->hits[from] += 1;
-    c->hits[index] -= 1;
+    executed(c, from, index);
     c->refill = TE_REFILL(c->slots[c->last[index]]);
     c->next = c->code_base + 2 * index;
 }
@@ -155,8 +168,7 @@ void te_count_each(void *engine, uint64_t address, uint32_t size, void *user) {
     const uint32_t slot = c->slots[index];
     c->instructions += 1;
     c->cycles += TE_CYCLES(slot);
-    c->hits[index] += 1;
-    c->hits[index + (size >> 1)] -= 1;
+    executed(c, index, index + (size >> 1));
     c->refill = TE_REFILL(slot);
     c->next = here + size;
     if (c->instructions >= c->limit) c->stop(engine);
@@ -177,10 +189,14 @@ void te_watch_stack(void *engine, uint64_t address, uint32_t size, void *user) {
 void te_trace_access(void *engine, int kind, uint64_t address, int size, int64_t value, void *user) {
     struct te_trace *t = user;
     uint32_t *counts = kind == 17 ? t->writes : t->reads;
+    uint32_t *cells = (kind == 17 ? t->cell_writes : t->cell_reads) + running(t->counter) * t->cells;
     (void)engine;
     (void)value;
     for (int i = 0; i < size; ++i) {
         const uint64_t at = address + (uint64_t)i - t->base;
-        if (at < t->bytes) counts[at] += 1;
+        if (at < t->bytes) {
+            counts[at] += 1;
+            cells[at / t->cell_bytes] += 1;
+        }
     }
 }

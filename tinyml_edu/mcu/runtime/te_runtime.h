@@ -26,6 +26,7 @@ typedef enum {
     TE_NULL_POINTER = 1,  /* a buffer that the kernel needs is missing */
     TE_BAD_SHAPE = 2,     /* sizes that are not positive, too large, or contradict each other */
     TE_BAD_PARAMETER = 3, /* a zero point, clamp range, stride or pad outside its range */
+    TE_BAD_MEMORY = 4,    /* the arena does not hold what is written to it */
 } te_status;
 
 /* One image, or a window of one: element (i, j, c) is at i * row + j * channels + c. */
