@@ -19,6 +19,7 @@ from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
+from .kernels.compact import CompactSelection
 from .kernels.selection import Selection
 from .planning import Plan, aliases, lifetimes, verify
 
@@ -62,7 +63,7 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = Selection(graph, requant) if optimize == "speed" else None
+    selection = (Selection if optimize == "speed" else CompactSelection)(graph, requant)
     emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
