@@ -60,9 +60,10 @@ def _part(name: str) -> Sources:
     """Return a function of `compact_windows` and the types that it needs, by the names in C."""
     window = {"te_conv_window": (compact_windows.WINDOW, 0)}
     dense = {"te_dense": (compact_dense.TYPES, 0)}
+    copy = {"te_copy": (compact_windows.copy_source(), compact_windows.CODE_BYTES["COPY"])}
     types, stem = {
         "ROWS": (dense, "te_dense_rows"),
-        "PATCHES": (dense | window, "te_dense_patches"),
+        "PATCHES": (dense | window | copy, "te_dense_patches"),
         "FILL": ({}, "te_fill_pixels"),
         "DEPTHWISE": (window | {"te_depthwise": (compact_depthwise.TYPES, 0)}, "te_depthwise_runs"),
     }[name]

@@ -6,6 +6,8 @@ uses; scratch comes from the layer's function, which knows how much it needs.
 
 from __future__ import annotations
 
+from .assembly import Assembly, function
+
 WINDOW = """\
 /* Where the window of an output pixel lies in x (height, width, channels). */
 typedef struct {
@@ -24,16 +26,6 @@ TE_NOINLINE static void te_dense_rows(const te_dense *d, const int8_t *x, int8_t
 }"""
 
 PATCHES = """\
-/* Copy n bytes of any alignment. */
-static void te_copy(int8_t *to, const int8_t *from, int32_t n) {
-    for (; n >= 4; n -= 4, to += 4, from += 4) {
-        __builtin_memcpy(to, from, 4);
-    }
-    for (; n > 0; n--) {
-        *to++ = *from++;
-    }
-}
-
 /* Copy the inputs of output pixel p, kernel row after kernel row; padding is the zero point. */
 TE_NOINLINE static void te_patch(const te_conv_window *w, const int8_t *x, int32_t p, int8_t *patch) {
     const int32_t row = p / w->out_width * w->stride_h - w->pad_top;
@@ -110,5 +102,37 @@ TE_NOINLINE static void te_depthwise_runs(const te_depthwise *d, const te_conv_w
     }
 }"""
 
-CODE_BYTES = {"ROWS": 100, "PATCHES": 500, "FILL": 80, "DEPTHWISE": 450, "CLAMP": 80}
+CODE_BYTES = {"COPY": 120, "ROWS": 100, "PATCHES": 500, "FILL": 80, "DEPTHWISE": 450, "CLAMP": 80}
 """Upper estimates of the functions' sizes."""
+
+
+def copy_source() -> str:
+    """Return the C function that copies a run of inputs, 16 bytes in 10 instructions."""
+    asm = Assembly()
+    asm("subs r2, r2, #16")
+    asm("blt 2f")
+    asm("1:")
+    for instruction, base in (("ldr", "r1"), ("str", "r0")):
+        for register in ("r4", "r5", "r6", "r7"):
+            asm(f"{instruction} {register}, [{base}], #4")
+    asm("subs r2, r2, #16")
+    asm("bge 1b")
+    asm("2:")
+    asm("adds r2, r2, #12", "bytes beyond the next word")
+    asm("blt 4f")
+    asm("3:")
+    asm("ldr r4, [r1], #4")
+    asm("str r4, [r0], #4")
+    asm("subs r2, r2, #4")
+    asm("bge 3b")
+    asm("4:")
+    asm("adds r2, r2, #4")
+    asm("beq 6f")
+    asm("5:")
+    asm("ldrb r4, [r1], #1")
+    asm("strb r4, [r0], #1")
+    asm("subs r2, r2, #1")
+    asm("bne 5b")
+    asm("6:")
+    arguments = [("int8_t *", "to"), ("const int8_t *", "from"), ("int32_t", "n")]
+    return function("te_copy", "/* Copy n bytes, n >= 0, of any alignment. */", arguments, asm)
