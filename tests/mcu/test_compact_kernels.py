@@ -1,4 +1,4 @@
-"""Kernels that layers share for size: every output equals NumPy's, bounds are checked, networks stay small."""
+"""Kernels that layers share for size: outputs equal NumPy's, bounds are checked, networks stay small."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fast_layers import layer, random_layer, telling_inputs
+from fast_layers import layer, telling_inputs
 
-from tinyml_edu import ir, mcu
+from tinyml_edu import data, ir, mcu, zoo
 from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, elf, emulator, planning, toolchain
@@ -25,6 +25,7 @@ from tinyml_edu.mcu.kernels import (
     compact_factors,
     requantize,
 )
+from tinyml_edu.quantization import quantize
 
 pytestmark = pytest.mark.c
 HAS_ARM_GCC = pytest.mark.skipif(not shutil.which("arm-none-eabi-gcc"), reason="no arm-none-eabi-gcc")
@@ -178,3 +179,255 @@ def test_layers_of_every_shape_equal_numpy(kind, requant, tmp_path):
         graph = together(layers)
         assert len(chosen(graph, requant)) == len(layers) - PLAIN[kind]
         assert wrong_tensors(graph, inputs_of(layers, 1), tmp_path / str(x_zp), requant=requant) == {}
+
+
+def test_clamps_cover_the_last_codes_and_nothing_behind(tmp_path, rng):
+    # 3 x 5, 7, ... codes: not whole words; the buffers behind them keep what the layers wrote.
+    cases = [conv(1, pixels, o, activation="relu6") for pixels, o in ((1, 5), (1, 7), (3, 3), (5, 1))]
+    layers = [random_case(case, 3, rng, False) for case in cases]
+    graph = together(layers)
+    clamps = {tuple(requantize.channels(g, g.nodes[0], "exact").clamp) for g in layers}
+    assert any(clamp != (-128, 127) for clamp in clamps)
+    assert len(chosen(graph)) == len(layers)
+    assert wrong_tensors(graph, inputs_of(layers, 2), tmp_path) == {}
+
+
+def test_fewer_codes_than_a_clamp_takes_keep_the_plain_kernel(tmp_path, rng):
+    graph = together([random_case(conv(1, 1, 3, activation="relu6"), 3, rng, False)])
+    assert compact_clamp.LEAST == 4
+    assert chosen(graph) == []
+    assert wrong_tensors(graph, inputs_of([graph_of_one(graph)], 0), tmp_path) == {}
+
+
+def graph_of_one(graph: Graph) -> Graph:
+    """Return the layer that `together` was given, from a graph of that layer alone."""
+    w, b = graph["w0"], graph["b0"]
+    return layer(
+        graph.nodes[1].op, graph["x0"].shape, w.data, b.data, x_zp=3, attributes=graph.nodes[1].attrs
+    )
+
+
+@pytest.mark.parametrize(
+    ("s1", "s2", "activation"), [(0.1, 0.05, "none"), (0.003, 0.1, "relu6"), (0.1, 0.1, "relu")]
+)
+def test_addition_equals_numpy_for_every_pair_of_codes(s1, s2, activation, tmp_path):
+    graph = sum_of_two(s1, s2, activation)
+    assert chosen(graph)[-1] in (compact_addition.NAME, compact_clamp.NAME)
+    # The first half of x runs through all codes, the second half of p is x turned by k.
+    x = np.stack([np.resize(np.arange(-128, 128) * step, (1, 8, 8, 64)) for step in (1, 3, 7)]).astype(
+        np.int8
+    )
+    assert wrong_tensors(graph, x, tmp_path) == {}
+
+
+def sum_of_two(s1: float, s2: float, activation: str) -> Graph:
+    """Return y = x + p, p being x with its channels in another order, in another scale."""
+    graph, n = Graph("add"), 64
+    graph.add(Tensor("x", (1, 8, 8, n), "int8", Kind.INPUT, quant=Quant.per_tensor(s1, 3)))
+    graph.add(Tensor("p", (1, 8, 8, n), "int8", Kind.ACTIVATION, quant=Quant.per_tensor(s2, -7)))
+    graph.add(Tensor("y", (1, 8, 8, n), "int8", Kind.ACTIVATION, quant=Quant.per_tensor(0.09, 5)))
+    w = 127 * np.eye(n, dtype=np.int8)[np.random.default_rng(0).permutation(n)].reshape(n, 1, 1, n)
+    graph.add(Tensor("w", w.shape, "int8", Kind.CONSTANT, w, Quant.per_tensor(s2 / s1 / 127, 0)))
+    graph.nodes.append(Node("shuffle", "CONV_2D", ("x", "w"), ("p",), A.Conv2D()))
+    graph.nodes.append(Node("add", "ADD", ("x", "p"), ("y",), A.Add(activation)))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    return graph.validate()
+
+
+def test_the_factor_one_half_has_a_twin_with_a_shift():
+    graph = sum_of_two(0.1, 0.1, "none")
+    shape = addition.shape_of(graph, graph.nodes[1], "exact")
+    assert shape.b_shift == 0
+    words = compact_addition.stream(shape).astype(np.int64)
+    v = np.arange(-255, 256) << 21
+    twin = (((v * words[2] + (1 << 31)) >> 32) + (v >> 63) + words[3]) >> words[6]
+    assert np.array_equal(twin, np.arange(-255, 256) << 19)
+
+
+def test_channels_of_one_code_are_filled_in_or_computed_as_such(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    bias, gain = (
+        np.array([2**30, 40, -(2**30), -60, 7]),
+        np.array([2.0**-25, 1 / 300, 2.0**-35, 1 / 300, 1 / 300]),
+    )
+    arguments = {"gain": gain, "y_zp": 3, "x_zp": -128}
+    layers = [
+        layer("CONV_2D", (1, 7, 15, 16), rng.integers(-127, 128, (5, 1, 1, 16)), bias, **arguments),
+        layer(
+            "DEPTHWISE_CONV_2D", (1, 16, 21, 5), rng.integers(-127, 128, (1, 3, 3, 5)), bias,
+            attributes=A.DepthwiseConv2D(), **arguments,
+        ),
+        layer("CONV_2D", (1, 7, 15, 16), np.zeros((4, 1, 1, 16)), np.arange(4), y_zp=3),
+    ]  # fmt: skip
+    graph, x = together(layers), inputs_of(layers, 3)
+    for one in layers[:2]:
+        c = requantize.channels(one, one.nodes[0], "exact")
+        assert (c.codes == requantize.VARIES).tolist() == [False, True, False, True, True]
+    assert chosen(graph) == ["te_dense_rows", "te_depthwise_runs", "te_fill_pixels"]
+    assert wrong_tensors(graph, x, tmp_path / "right") == {}
+    monkeypatch.setattr(compact_factors, "with_constants", lambda c, _: c)
+    assert set(wrong_tensors(graph, x, tmp_path / "wrong")) == {"y1"}
+
+
+# --- bounds: each is checked by the generator, and a generator that skips the check is wrong ---------------
+
+
+@pytest.mark.parametrize(("k", "bias"), [(280, 0), (560, -7_000_000)])  # two pixels at once, and one
+def test_sums_beyond_23_bits_do_not_share_words(k, bias, tmp_path, monkeypatch):
+    # Random sums stay near half of the largest one, which is beyond 2**23.
+    w = np.full((3, 1, 1, k), 127)
+    graph = together([layer("CONV_2D", (1, N // k, 1, k), w, np.full(3, bias), gain=2.0**-17, y_zp=0)])
+    x = np.stack([*np.random.default_rng(0).integers(-128, 128, (2, 1, N)), np.full((1, N), 127)]).astype(
+        np.int8
+    )
+    c = requantize.channels(graph, graph.nodes[1], "exact")
+    assert not compact_dense.may_share(c).any()
+    assert compact_dense.pair_up(c).tolist() == [[0, -1], [1, -1], [2, -1]]
+    assert wrong_tensors(graph, x, tmp_path / "right") == {}
+    monkeypatch.setattr(compact_dense, "may_share", lambda c: np.ones(len(c.weights), bool))
+    assert wrong_tensors(graph, x, tmp_path / "wrong") == {"y0": [2]}  # random data does not notice
+
+
+def test_weights_that_leave_a_lane_do_not_share_words(tmp_path, monkeypatch):
+    w = np.full((3, 1, 1, 16), -128)  # -128 - 256 * 128 is below int16
+    graph = together([layer("CONV_2D", (1, 7, 15, 16), w, np.zeros(3), gain=1 / 4000, y_zp=127)])
+    x = inputs_of([layer("CONV_2D", (1, 7, 15, 16), w, np.zeros(3))], 0)
+    assert wrong_tensors(graph, x, tmp_path / "right") == {}
+    monkeypatch.setattr(compact_dense, "may_share", lambda c: np.ones(len(c.weights), bool))
+    assert wrong_tensors(graph, x, tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D"])
+def test_factors_without_a_right_shift_keep_the_plain_kernel(op, tmp_path, monkeypatch):
+    shape = (4, 1, 1, 16) if op == "CONV_2D" else (1, 1, 1, 16)
+    w = np.resize([1, -1, 0, 1], shape)
+    attributes = A.Conv2D() if op == "CONV_2D" else A.DepthwiseConv2D()
+    bias = np.zeros(4 if op == "CONV_2D" else 16)
+    one = layer(op, (1, 7, 15, 16), w, bias, gain=1.0, y_zp=0, attributes=attributes)
+    graph, x = together([one]), inputs_of([one], 0)
+    assert chosen(graph) == []
+    assert wrong_tensors(graph, x, tmp_path / "right") == {}
+    monkeypatch.setattr(compact_factors, "is_short", lambda *_: True)
+    assert wrong_tensors(graph, x, tmp_path / "wrong")
+
+
+def test_channels_are_paired_so_that_few_are_alone():
+    def numbers(shares: list[bool]) -> requantize.Channels:
+        w = np.zeros((len(shares), 4), np.int64)
+        zeros, reach = np.zeros(len(shares), np.int64), np.where(shares, 0, 2**23)
+        codes = np.full(len(shares), requantize.VARIES)
+        return requantize.Channels(
+            w, zeros, zeros, reach, zeros, zeros, zeros, zeros, zeros, codes, (-128, 127), "double"
+        )
+
+    assert compact_dense.pair_up(numbers([True] * 4)).tolist() == [[0, 2], [1, 3]]
+    assert compact_dense.pair_up(numbers([True] * 3)).tolist() == [[0, 2], [1, -1]]
+    assert compact_dense.pair_up(numbers([True, False, False, True])).tolist() == [[1, 0], [2, 3]]
+    assert compact_dense.pair_up(numbers([False, True, False, False])).tolist() == [[0, 1], [2, -1], [3, -1]]
+
+
+def test_a_wrong_addend_is_noticed(tmp_path, monkeypatch, rng):
+    # The control of the comparison itself: a zero point that is off by one, in all layers.
+    layers = [random_case(cases[0], -128, rng, False) for cases in CASES.values()]
+    graph, x = together(layers), inputs_of(layers, 4)
+    zero_point = compact._zero_point
+    monkeypatch.setattr(compact_factors, "is_short", lambda *_: True)
+    monkeypatch.setattr(compact, "_zero_point", lambda g, name: zero_point(g, name) + name.startswith("y"))
+    assert set(wrong_tensors(graph, x, tmp_path)) == {"y0", "y1", "y2", "y3"}
+
+
+# --- cost ----------------------------------------------------------------------------------------------
+
+
+def test_all_shared_functions_together_stay_small(tmp_path, rng):
+    layers = [random_case(case, -128, rng, False) for cases in CASES.values() for case in cases]
+    sizes: dict[str, int] = {}
+    for requant in ("exact", "fast"):
+        image, _ = build(together(layers), tmp_path / requant, requant=requant)
+        sizes |= {name: s.size for name, s in elf.read_elf(image).symbols.items() if s.kind == "STT_FUNC"}
+    estimates = {name: most for name, (_, most) in compact.all_sources().items() if most}
+    assert sum(estimates.values()) <= 8 * 1024
+    seen = estimates.keys() & sizes.keys()
+    assert len(seen) >= len(estimates) - 1  # ADD is not among the layers
+    assert all(0 < sizes[name] <= estimates[name] for name in seen), (sizes, estimates)
+
+
+def test_code_does_not_grow_with_the_number_of_layers(tmp_path, rng):
+    one = [random_case(case, -128, rng, False) for cases in CASES.values() for case in cases[:2]]
+    small, large = (elf.read_elf(build(together(n * one), tmp_path / str(n))[0]).code for n in (1, 3))
+    assert (large - small) / (2 * len(one)) < 48  # the calls
+
+
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [
+        (conv(7, 15, 16), 1.7),  # 16 inputs
+        (conv(2, 7, 64), 0.97),  # 120 inputs
+        (conv(1, 1, 64), 1.15),  # one pixel
+        (conv(7, 15, 16, (3, 3), padding=(1, 1, 1, 1)), 1.15),
+        (depthwise(7, 15, (3, 3), padding=(1, 1, 1, 1)), 4.6),
+        (depthwise(10, 14, (5, 5), padding=(2, 2, 2, 2)), 3.5),
+    ],
+)
+def test_instructions_of_a_mac(case, most, tmp_path, rng):
+    graph = together([random_case(case, -128, rng, False)])
+    image, plan = build(graph, tmp_path)
+    x = rng.integers(-128, 128, (1, N)).astype(np.int8)
+    made = emulator.emulate(image, "stm32f412", x, 1, input_offset=plan.offsets["x"])
+    assert made.instructions / sum(ir.ops.macs(graph).values()) <= most
+
+
+def assert_small_and_exact(graph: Graph, folder: Path) -> None:
+    """Assert the goal of ``optimize="size"`` for a network, and that its outputs are NumPy's."""
+    made = mcu.deploy(graph, "stm32f412", folder, optimize="size")
+    assert made.report["instructions"] <= 2 * made.report["macs"]
+    assert made.report["flash_bytes"]["code"] <= 20_000
+    assert made.report["sram_bytes"]["stack"] <= planning.STACK_BYTES
+    shape, rng = graph[graph.inputs[0]].shape[1:], np.random.default_rng(0)
+    x = np.stack([rng.integers(-128, 128, shape), np.full(shape, -128), np.full(shape, 127)]).astype(np.int8)
+    expected = ir.run(graph, x).reshape(len(x), -1)
+    assert np.array_equal(made.run(x, target="emulate").outputs.reshape(len(x), -1), expected)
+    assert np.array_equal(made.run(x, target="host").outputs.reshape(len(x), -1), expected)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_tiny.glyphs32", "resnet8.glyphs32"])
+def test_networks_of_the_course_take_two_instructions_a_mac_at_most(name, tmp_path):
+    network, _ = zoo.load(name)
+    images = data.load("glyphs32", "test").x[:32]
+    quantized = quantize(mcu.capture(network, data.to_tensor(images[:1])), calibration=images)
+    assert_small_and_exact(quantized.graph, tmp_path / "net")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "file", ["kws_ref_model.tflite", "vww_96_int8.tflite", "pretrainedResnet_quant.tflite"]
+)
+def test_mlperf_tiny_takes_two_instructions_a_mac_at_most(file, tmp_path):
+    path = Path(os.environ["TINYML_EDU_DATA"]) / "mlperf_tiny" / file
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    assert_small_and_exact(ir.read_tflite(path), tmp_path / "net")
+
+
+# --- compilers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiler", [pytest.param("gcc", marks=HAS_ARM_GCC), "zig"])
+def test_compilers_accept_the_kernels_without_a_warning(compiler, tmp_path, rng):
+    layers = [random_case(case, -128, rng, False) for cases in CASES.values() for case in cases]
+    graph = together(layers)
+    build(graph, tmp_path, compiler=compiler)
+    command = ["arm-none-eabi-gcc", "-mthumb", "-mcpu=cortex-m4"]
+    if compiler == "zig":
+        target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"]
+        command = [sys.executable, "-m", "ziglang", "cc", *target]
+    strict = ("-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wundef", "-Werror")
+    for level in ("-O0", "-Os"):
+        files = ["-c", tmp_path / "model.c", "-o", tmp_path / "model.o"]
+        subprocess.run([*command, "-std=c99", *strict, level, *files], check=True)
+
+
+@HAS_ARM_GCC
+def test_gcc_computes_the_same(tmp_path, rng):
+    layers = [random_case(case, 5, rng, False) for cases in CASES.values() for case in cases[::3]]
+    assert wrong_tensors(together(layers), inputs_of(layers, 5), tmp_path, compiler="gcc") == {}

@@ -197,7 +197,14 @@ def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
         return None
     stream = compact_depthwise.stream(compact_factors.with_constants(c, y_zp)).ravel()
     name = compact_depthwise.name(c.rounding)
-    fields = (x[3], node.attrs.stride[1] * x[3], 2 * y_zp + 1, 4 * taps, "$stream", f"$stream + {stream.size}")
+    fields = (
+        x[3],
+        node.attrs.stride[1] * x[3],
+        2 * y_zp + 1,
+        4 * taps,
+        "$stream",
+        f"$stream + {stream.size}",
+    )
     call = (
         f"static const te_depthwise layer = {{{', '.join(map(str, (*fields, name, y[1])))}}};\n"
         f"static const te_conv_window window = {_window(graph, node)};\n"
@@ -217,9 +224,7 @@ def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
     call = f"{compact_addition.NAME}({first}, {second}, $y, $y + {size}, $stream);"
     sources: Sources = {compact_addition.NAME: (compact_addition.source(), compact_addition.CODE_BYTES)}
     sources |= _clamp() if shape.clamp != (-128, 127) else {}
-    return Fast(
-        sources, compact_addition.stream(shape), call + compact_clamp.call("$y", size, shape.clamp)
-    )
+    return Fast(sources, compact_addition.stream(shape), call + compact_clamp.call("$y", size, shape.clamp))
 
 
 _MAKERS: dict[str, Callable[[Graph, Node, str], Fast | None]] = {

@@ -1,4 +1,4 @@
-"""A clamp that saturation to int8 does not do already, over a whole output: one kernel for all such layers."""
+"""A clamp narrower than int8, over a whole output: one kernel for all layers that have one."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ _FACTORS = Registers(multiplier="r9", place="r10", zero="r0", addend="r11", t="r
 _TAPS, _Y, _AT, _STREAM, _END, _ZERO, _PIXELS, _CHANNELS, _FRAME = 0, 8, 12, 16, 20, 24, 28, 32, 40
 
 TYPES = """\
-/* What the depthwise kernel reads of its layer: bytes of a pixel of y, distance of two windows in x, 2 * zp + 1
- * of y, bytes of a list of taps. */
+/* What the depthwise kernel reads of its layer: bytes of a pixel of y, distance of two windows in x, 2 * zp
+ * + 1 of y, bytes of a list of taps. */
 typedef struct te_depthwise te_depthwise;
 typedef void te_depthwise_kernel(const int8_t *const *taps, int8_t *y, const te_depthwise *d, int32_t pixels);
 struct te_depthwise {
@@ -105,8 +105,8 @@ def source(rounding: str) -> str:
     asm("bne 1b")
     asm(f"add sp, sp, #{_FRAME}")
     comment = (
-        "/* All channels of `pixels` adjacent outputs; `taps` are the addresses of the first one's window, an\n"
-        " * even number of them. */"
+        "/* All channels of `pixels` adjacent outputs; `taps` are the addresses of the first one's window,\n"
+        " * an even number of them. */"
     )
     arguments = [
         ("const int8_t *const *", "taps"),

@@ -55,7 +55,7 @@ def words(c: Channels, form: str, places: np.ndarray) -> np.ndarray:
 
 
 def emit_addend(asm: Assembly, r: Registers) -> None:
-    """Append the instruction that computes a channel's addend; ``zero`` and ``addend`` may be one register."""
+    """Append the instruction that computes a channel's addend; it may replace ``zero``."""
     asm(f"lsl {r.addend}, {r.zero}, {r.place}", "the addend")
 
 

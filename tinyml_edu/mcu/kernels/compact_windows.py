@@ -49,9 +49,9 @@ TE_NOINLINE static void te_patch(const te_conv_window *w, const int8_t *x, int32
     }
 }
 
-/* A dense layer over patches: the inputs of a tile of pixels are copied to scratch, behind the widened ones. */
-TE_NOINLINE static void te_dense_patches(const te_dense *d, const te_conv_window *w, const int8_t *x, int8_t *y,
-                                         uint32_t *scratch) {
+/* A dense layer over patches: a tile's inputs are copied to scratch, behind the widened ones. */
+TE_NOINLINE static void te_dense_patches(const te_dense *d, const te_conv_window *w, const int8_t *x,
+                                         int8_t *y, uint32_t *scratch) {
     int8_t *patches = (int8_t *)scratch + d->wide_bytes;
     for (int32_t p = 0; p < d->pixels; p += d->tile) {
         const int32_t first = p + d->tile <= d->pixels ? p : d->pixels - d->tile;
@@ -71,8 +71,8 @@ TE_NOINLINE static void te_fill_pixels(int8_t *y, int32_t pixels, int32_t channe
 }"""
 
 DEPTHWISE = """\
-/* Depthwise convolution: runs of pixels whose windows lie inside x share a list of taps; at the border, each
- * pixel has its own.  `outside` (channels) are zero points, `taps` has room for the window, rounded up to 2. */
+/* Depthwise convolution: runs of pixels whose windows lie inside x share a list of taps; at the border,
+ * each pixel has its own.  `outside` (channels) are zero points; `taps` has room for an even number. */
 TE_NOINLINE static void te_depthwise_runs(const te_depthwise *d, const te_conv_window *w, const int8_t *x,
                                           int8_t *y, int8_t *outside, const int8_t **taps) {
     const int32_t reach_h = (w->kernel_h - 1) * w->dilation_h, reach_w = (w->kernel_w - 1) * w->dilation_w;
