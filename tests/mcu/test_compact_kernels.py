@@ -213,11 +213,29 @@ def graph_of_one(graph: Graph) -> Graph:
 )
 def test_addition_equals_numpy_for_every_pair_of_codes(s1, s2, activation, tmp_path):
     graph = sum_of_two(s1, s2, activation)
-    assert chosen(graph)[-1] in (compact_addition.NAME, compact_clamp.NAME)
-    # The first half of x runs through all codes, the second half of p is x turned by k.
+    assert chosen(graph)[-1] == compact_addition.NAME
+    # Channels in another order, and steps of several sizes: all pairs of codes meet.
     x = np.stack([np.resize(np.arange(-128, 128) * step, (1, 8, 8, 64)) for step in (1, 3, 7)]).astype(
         np.int8
     )
+    assert wrong_tensors(graph, x, tmp_path) == {}
+
+
+def test_images_folded_into_the_batch_axis_are_computed_one_by_one(tmp_path, rng):
+    image = layer(
+        "CONV_2D", (1, 5, 7, 16), rng.integers(-127, 128, (8, 3, 3, 16)), np.arange(8), gain=1 / 200
+    )
+    graph = Graph("folded")
+    graph.add(Tensor("x", (1, N), "int8", Kind.INPUT, quant=image["x"].quant))
+    for name, shape, like in (("images", (3, 5, 7, 16), "x"), ("y", (3, 3, 5, 8), "y")):
+        graph.add(Tensor(name, shape, "int8", Kind.ACTIVATION, quant=image[like].quant))
+    for name in ("w", "b"):
+        graph.add(image[name])
+    graph.nodes.append(Node("fold", "RESHAPE", ("x",), ("images",), A.Reshape((3, 5, 7, 16))))
+    graph.nodes.append(Node("node", "CONV_2D", ("images", "w", "b"), ("y",), A.Conv2D()))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    assert chosen(graph.validate()) == ["te_dense_patches"]
+    x = rng.integers(-128, 128, (2, 1, N)).astype(np.int8)
     assert wrong_tensors(graph, x, tmp_path) == {}
 
 
@@ -352,6 +370,18 @@ def test_all_shared_functions_together_stay_small(tmp_path, rng):
     seen = estimates.keys() & sizes.keys()
     assert estimates.keys() - seen == {"te_add_any", "te_fill_pixels"}  # no layer above needs them
     assert all(0 < sizes[name] <= estimates[name] for name in seen), (sizes, estimates)
+
+
+def test_layers_of_one_kind_share_a_function_and_keep_their_plain_kernel(rng):
+    layers = [random_case(case, -128, rng, False) for case in (*DENSE[:3], *DEPTHWISE[:3])]
+    graph = together(layers)
+    text = cgen.generate(graph, planning.plan(graph), optimize="size")["model.c"]
+    for name, calls in (("te_dense_rows", 3), ("te_depthwise_runs", 3)):
+        assert text.count(f"TE_NOINLINE static void {name}(") == 1
+        assert text.count(f"    {name}(&layer") == calls
+    for name in ("te_dense_by_2", "te_depthwise_taps"):
+        assert text.count(f"TE_NOINLINE static void {name}(") == 1
+    assert (text.count("return te_conv2d_s8("), text.count("return te_depthwise_conv2d_s8(")) == (3, 3)
 
 
 def test_code_does_not_grow_with_the_number_of_layers(tmp_path, rng):

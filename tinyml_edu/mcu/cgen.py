@@ -41,8 +41,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     requant : {"exact", "fast"}
         Rounding of convolutions, ADD and MEAN: TensorFlow Lite's, or once everywhere.
     optimize : {"speed", "size"}
-        "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
-        Makefile asks of the compiler.
+        For cores with the DSP extension: "speed" adds a kernel for each shape of layer, "size" a few that
+        all layers share.  Both say what the generated Makefile asks of the compiler.
 
     Returns
     -------

@@ -44,7 +44,7 @@ class CompactSelection(Selection):
 
 def all_sources() -> Sources:
     """Return every function that a network can use, and an upper estimate of its bytes."""
-    result = _part("ROWS") | _part("PATCHES") | _part("FILL") | _part("DEPTHWISE") | _clamp()
+    result = _part("ROWS") | _part("PATCHES") | _part("FILL") | _part("DEPTHWISE") | _clamp((0, 0))
     result |= {compact_addition.NAME: (compact_addition.source(), compact_addition.CODE_BYTES)}
     for rounding in ("double", "single"):
         result |= _depthwise_kernel(rounding)
@@ -81,7 +81,10 @@ def _depthwise_kernel(rounding: str) -> Sources:
     return types | {name: (compact_depthwise.source(rounding), compact_depthwise.CODE_BYTES)}
 
 
-def _clamp() -> Sources:
+def _clamp(clamp: tuple[int, int]) -> Sources:
+    """Return what a layer with that clamp needs: nothing, if saturation is enough."""
+    if clamp == (-128, 127):
+        return {}
     return {compact_clamp.NAME: (compact_clamp.source(), compact_clamp.CODE_BYTES)}
 
 
@@ -115,7 +118,7 @@ def _dense(graph: Graph, node: Node, c: Channels, pixels: int, window: str | Non
     if kernel is None or not compact_factors.is_short(c, y_zp) or _too_small(c, size):
         return None
     stream, codes = compact_dense.stream(kernel, c), _constant_codes(c)
-    sources: Sources = {}
+    sources = _clamp(c.clamp)
     calls = []
     if codes.size:
         sources |= _part("FILL")
@@ -129,8 +132,6 @@ def _dense(graph: Graph, node: Node, c: Channels, pixels: int, window: str | Non
         numbers = ", ".join(map(str, (*fields, kernel.tile, pixels)))
         sources |= _dense_kernel(kernel) | _part("PATCHES" if window else "ROWS")
         calls.append(_dense_call(numbers, window, (wide + (kernel.tile * k if window else 0)) // 4))
-    if c.clamp != (-128, 127):
-        sources |= _clamp()
     call = "\n".join(calls) + compact_clamp.call("$y", size, c.clamp)
     return Fast(sources, np.append(stream, codes), call)
 
@@ -211,8 +212,8 @@ def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
         f"const int8_t *taps[{taps}];\nint8_t outside[{x[3]}];\n"
         "te_depthwise_runs(&layer, &window, $x, $y, outside, taps);"
     ) + compact_clamp.call("$y", prod(y[1:]), c.clamp)
-    sources = _depthwise_kernel(c.rounding) | _part("DEPTHWISE")
-    return Fast(sources | (_clamp() if c.clamp != (-128, 127) else {}), stream, call)
+    sources = _clamp(c.clamp) | _depthwise_kernel(c.rounding) | _part("DEPTHWISE")
+    return Fast(sources, stream, call)
 
 
 def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
@@ -222,8 +223,8 @@ def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
     size = prod(graph[node.outputs[0]].shape)
     first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
     call = f"{compact_addition.NAME}({first}, {second}, $y, $y + {size}, $stream);"
-    sources: Sources = {compact_addition.NAME: (compact_addition.source(), compact_addition.CODE_BYTES)}
-    sources |= _clamp() if shape.clamp != (-128, 127) else {}
+    sources = _clamp(shape.clamp)
+    sources |= {compact_addition.NAME: (compact_addition.source(), compact_addition.CODE_BYTES)}
     return Fast(sources, compact_addition.stream(shape), call + compact_clamp.call("$y", size, shape.clamp))
 
 

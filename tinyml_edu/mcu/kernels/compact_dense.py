@@ -89,7 +89,7 @@ def pair_up(c: Channels) -> np.ndarray:
     """Return (n, 2) channels, lower and upper, of every pair; the upper one may be `NOBODY`."""
     live = np.flatnonzero(c.codes == VARIES)
     shares = may_share(c)[live]
-    count = max(-(-len(live) // 2), np.count_nonzero(~shares))
+    count = max(-(-len(live) // 2), int(np.count_nonzero(~shares)))
     order = np.concatenate([live[~shares], live[shares]])
     upper = np.full(count, NOBODY)
     upper[: len(live) - count] = order[count:]
