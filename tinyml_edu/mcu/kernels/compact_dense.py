@@ -110,9 +110,10 @@ def stream(kernel: Kernel, c: Channels) -> np.ndarray:
     alone = upper == NOBODY
     k = c.weights.shape[1]
     taken = np.pad(c.weights, ((0, 0), (0, kernel.padded(k) - k)))[:, lane_order(kernel.padded(k))]
-    body = lanes(taken[lower] + 256 * taken[upper] * ~alone[:, None])
-    first = np.stack([c.bias[lower], c.bias[lower] + 256 * c.bias[upper] * ~alone], axis=1)
-    # The upper channel is stored first.  Where there is none, its place is the lower one's, and written over.
+    # The upper channel is stored first.  `NOBODY` is the last channel, in the place of the lower one: what it
+    # computes, the lower one writes over.
+    body = lanes(taken[lower] + 256 * taken[upper])
+    first = np.stack([c.bias[lower], c.bias[lower] + 256 * c.bias[upper]], axis=1)
     form = "acc" if kernel.rounding == "single" else "twice"
     factors = [
         compact_factors.words(c.take(upper), form, np.where(alone, lower, upper)),
