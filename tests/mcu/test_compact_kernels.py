@@ -197,6 +197,48 @@ def test_layers_of_every_shape_equal_numpy(kind, requant, tmp_path):
         assert wrong_tensors(graph, inputs_of(layers, 1), tmp_path / str(x_zp), requant=requant) == {}
 
 
+def draw_layer(rng: np.random.Generator, x_zp: int) -> Graph | None:
+    """Return a layer of random shape and numbers, or None if its window does not fit its image."""
+
+    def integer(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    divisors = [d for d in range(1, 43) if N % d == 0]
+    h = int(rng.choice(divisors))
+    w = int(rng.choice([d for d in divisors if N // h % d == 0]))
+    kernel, activation = (integer(1, 5), integer(1, 5)), str(rng.choice(A.ACTIVATIONS))
+    options = {
+        "stride": (integer(1, 3), integer(1, 3)),
+        "dilation": (integer(1, 2), integer(1, 2)),
+        "padding": tuple(integer(0, kernel[i // 2 % 2]) for i in (0, 2, 0, 2)),
+        "activation": activation,
+    }
+    case = (
+        conv(h, w, integer(1, 12), kernel, **options),
+        conv(h, w, integer(1, 20), activation=activation),
+        depthwise(h, w, kernel, **options),
+        connected(h, integer(1, 12), activation=activation),
+    )[integer(0, 3)]
+    try:
+        return random_case(case, x_zp, rng, bool(rng.integers(2)))
+    except ir.GraphError:
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_random_layers_equal_numpy(seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    x_zp = int(rng.choice([-128, 127, rng.integers(-128, 128)]))
+    layers = [one for _ in range(24) if (one := draw_layer(rng, x_zp)) is not None]
+    graph = together(layers)
+    assert len(chosen(graph)) >= len(layers) // 2
+    assert (
+        wrong_tensors(graph, inputs_of(layers, seed), tmp_path, requant=("exact", "fast")[seed % 4 == 3])
+        == {}
+    )
+
+
 def test_clamps_cover_the_last_codes_and_nothing_behind(tmp_path, rng):
     # 3 x 5, 7, ... codes: not whole words; the buffers behind them keep what the layers wrote.
     cases = [conv(1, pixels, o, activation="relu6") for pixels, o in ((1, 5), (1, 7), (3, 3), (5, 1))]
