@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -489,8 +488,8 @@ def test_networks_of_the_course_take_two_instructions_a_mac_at_most(name, tmp_pa
 @pytest.mark.parametrize(
     "file", ["kws_ref_model.tflite", "vww_96_int8.tflite", "pretrainedResnet_quant.tflite"]
 )
-def test_mlperf_tiny_takes_two_instructions_a_mac_at_most(file, tmp_path):
-    path = Path(os.environ["TINYML_EDU_DATA"]) / "mlperf_tiny" / file
+def test_mlperf_tiny_takes_two_instructions_a_mac_at_most(file, data_dir, tmp_path):
+    path = data_dir / "mlperf_tiny" / file
     if not path.exists():
         pytest.skip(f"no {path}")
     assert_small_and_exact(ir.read_tflite(path), tmp_path / "net")
