@@ -152,6 +152,7 @@ def _results(name: str, reports: dict[tuple[str, str], dict[str, Any]]) -> dict[
             f"{stem}.lower_bound_bytes": (report["lower_bound_bytes"], "bytes"),
             f"{stem}.code_bytes": (flash["code"], "bytes"),
             f"{stem}.weights_bytes": (flash["weights"], "bytes"),
+            f"{stem}.stack_bytes": (report["sram_bytes"]["stack"], "bytes"),
         }
     ours = 1e3 * reports[BUILDS[0]]["estimated_cycles"] / PUBLISHED_HZ
     measured, estimated = _cycles_an_instruction(name, reports[BUILDS[0]])

@@ -384,13 +384,6 @@ def test_a_network_keeps_plain_kernels_where_the_code_budget_ends():
     assert fast_names(graph, budget_bytes=size - 1) == []
 
 
-def test_size_mode_has_no_specialised_kernel():
-    graph = random_layer("pointwise", 7)
-    plan = planning.plan(graph)
-    assert "TE_DSP" in cgen.generate(graph, plan, optimize="speed")["model.c"]
-    assert "TE_DSP" not in cgen.generate(graph, plan, optimize="size")["model.c"]
-
-
 @pytest.mark.parametrize(
     ("pixels", "k", "tile"), [(125, 64, 4), (9, 256, 3), (36, 128, 4), (2, 64, 2), (1, 64, 1), (9, 512, 1)]
 )

@@ -20,6 +20,7 @@ from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
 from .boards import QEMU_M4
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
+from .kernels.compact import CompactSelection
 from .kernels.selection import Selection
 from .planning import Plan, aliases, lifetimes, verify
 from .toolchain import linker_script
@@ -43,8 +44,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     requant : {"exact", "fast"}
         Rounding of convolutions, ADD and MEAN: TensorFlow Lite's, or once everywhere.
     optimize : {"speed", "size"}
-        "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
-        Makefile asks of the compiler.
+        For cores with the DSP extension: "speed" adds a kernel for each shape of layer, "size" a few that
+        all layers share.  Both say what the generated Makefile asks of the compiler.
 
     Returns
     -------
@@ -65,7 +66,7 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = Selection(graph, requant) if optimize == "speed" else None
+    selection = (Selection if optimize == "speed" else CompactSelection)(graph, requant)
     emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)

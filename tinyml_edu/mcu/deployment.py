@@ -278,8 +278,8 @@ def deploy(
     requant : {"exact", "fast"}
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
-        Specialised kernels where there are some and ``-O3``, at the price of flash; or the plain kernels and
-        ``-Os``.
+        A kernel for each shape of layer and ``-O3``, at the price of flash; or a few that all layers share
+        and ``-Os``.  Either is for cores with the DSP extension; others get the plain kernels.
     planner : str
         A key of `planning.PLANNERS`.
     patch : {"none"}

@@ -171,7 +171,8 @@ class Machine:
         arena = self.image.symbol("te_arena")
         self.arena_address, self.arena_bytes = arena.address, arena.size
         if watch is None:
-            watch = tuple(s for s in self.image.symbols if s.startswith("model_layer_"))
+            functions = (s.name for s in self.image.symbols.values() if s.kind == "STT_FUNC")
+            watch = tuple(name for name in functions if name.startswith("model_layer_"))
         # One name for each address: the linker may fold equal functions into one.
         names = {self.image.symbol(name).address: name for name in ("model_invoke", *watch)}
         self._fault: str | None = None

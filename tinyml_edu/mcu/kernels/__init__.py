@@ -7,6 +7,13 @@ __getattr__, __dir__, __all__ = attach(
     submodules=[
         "addition",
         "assembly",
+        "compact",
+        "compact_addition",
+        "compact_clamp",
+        "compact_dense",
+        "compact_depthwise",
+        "compact_factors",
+        "compact_windows",
         "depthwise",
         "direct",
         "long_sums",
