@@ -57,10 +57,15 @@ class Pool(Structure):
     ]
 
 
+class Steps(Structure):
+    _fields_ = integers("row column channel")
+
+
 class Add(Structure):
     _fields_ = [
         ("out", Shape),
-        *integers("row_1 row_2 x1_zp x2_zp y_zp multiplier_1 multiplier_2 multiplier_y"),
+        *(("x1", Steps), ("x2", Steps)),
+        *integers("x1_zp x2_zp y_zp multiplier_1 multiplier_2 multiplier_y"),
         *integers("exponent_1 exponent_2 exponent_y y_min y_max"),
     ]
 
@@ -68,7 +73,8 @@ class Add(Structure):
 class Mul(Structure):
     _fields_ = [
         ("out", Shape),
-        *integers("row_1 row_2 column_2 channel_2 x1_zp x2_zp y_zp multiplier exponent y_min y_max"),
+        *(("x1", Steps), ("x2", Steps)),
+        *integers("x1_zp x2_zp y_zp multiplier exponent y_min y_max"),
     ]
 
 
@@ -85,7 +91,7 @@ class Mean(Structure):
 
 
 class Pad(Structure):
-    _fields_ = [("in_", c_int32 * 4), ("before", c_int32 * 4), ("after", c_int32 * 4), ("zp", c_int32)]
+    _fields_ = [("in_", c_int32 * 4), ("before", c_int32 * 4), ("after", c_int32 * 4), ("code", c_int32)]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +128,13 @@ def fully_connected():
 
 
 def add():
-    return Add(Shape(2, 2, 2, 4), 4, 4, 0, 0, 0, 2**30, 2**30, 2**30, 0, 0, -18, -128, 127)
+    return Add(
+        Shape(2, 2, 2, 4), Steps(4, 2, 1), Steps(4, 2, 1), 0, 0, 0, 2**30, 2**30, 2**30, 0, 0, -18, -128, 127
+    )
 
 
 def mul():
-    return Mul(Shape(2, 2, 2, 4), 4, 0, 0, 1, 0, 0, 0, 2**30, -6, -128, 127)
+    return Mul(Shape(2, 2, 2, 4), Steps(4, 2, 1), Steps(0, 0, 1), 0, 0, 0, 2**30, -6, -128, 127)
 
 
 ROWS, BAD_ROWS, NEGATIVE_ROWS = ((c_int32 * 4)(0, 0, 1, last) for last in (1, 2, -1))
@@ -188,9 +196,9 @@ WRONG_SHAPES = {
     "te_fully_connected_s8": ["rows=0", "in_=0", "out=-4", f"in_={BIG}", f"rows={BIG}"],
     "te_average_pool2d_s8": ["in_.channels=1", "out.height=0", "in_.row=0"],
     "te_max_pool2d_s8": ["in_.channels=1", "out.width=-5", f"in_.height={BIG}"],
-    "te_add_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
-    "te_sub_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
-    "te_mul_s8": ["out.height=0", "row_1=3", "row_2=-1", "column_2=-1", "channel_2=-1", f"row_2={BIG}"],
+    "te_add_s8": ["out.height=0", "x1.row=-1", "x2.column=-8", f"x1.row={BIG}", f"out.channels={BIG}"],
+    "te_sub_s8": ["out.height=0", "x1.channel=-1", "x2.row=-8", f"out.channels={BIG}"],
+    "te_mul_s8": ["out.height=0", "x1.row=-1", "x2.row=-1", "x2.column=-1", "x1.channel=-1", f"x2.row={BIG}"],
     "te_resize_nearest_s8": ["in_.channels=1", "in_.height=0", "out.row=7", f"out.width={BIG}"],
     "te_mean_s8": ["keep[0]=0", "reduce[1]=0", f"reduce[0]={BIG}", f"keep[2]={BIG}"],
     "te_pad_s8": ["in_[1]=0", "before[1]=-4", f"in_[3]={BIG}"],
@@ -213,7 +221,7 @@ WRONG_PARAMETERS = {
     "te_resize_nearest_s8": ["in_.height=1", "in_.width=1"],
     "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32",
                    "y_min=-129", "y_max=128", "y_min=1 y_max=0"],
-    "te_pad_s8": ["zp=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
+    "te_pad_s8": ["code=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
 }  # fmt: skip
 
 
