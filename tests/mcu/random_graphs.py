@@ -183,7 +183,7 @@ class Builder:
         return A.Sub(attributes.activation), extra, quant
 
     def _factor(self, keep: float) -> str:
-        """Return a constant that has each axis of the current tensor with probability ``keep``, else length 1."""
+        """Return a constant that has each axis of the current one with probability ``keep``, else 1."""
         shape = tuple(n if self.rng.random() < keep else 1 for n in self.shape()[1:])
         codes = self.rng.integers(-128, 128, (self.shape()[0], *shape), dtype=np.int8)
         return self.constant("factor", codes, self.quant())

@@ -19,7 +19,7 @@ class TensorReader:
 
     ``where`` says which operator is being read, for messages.  ``codes_of`` is, for a float tensor that was
     dequantized, the index of its codes, ``begins_at``, for a float input, that of the codes it becomes, and
-    ``unsigned`` names the tensors that are uint8 in the file.
+    ``unsigned`` holds the indices of the tensors that are uint8 in the file.
     """
 
     op = ""
@@ -37,7 +37,7 @@ class TensorReader:
         self.where = ""
         self.codes_of: dict[int, int] = {}
         self.begins_at: dict[int, int] = {}
-        self.unsigned: set[str] = set()
+        self.unsigned: set[int] = set()
 
     def tensor(self, index: int) -> Any:
         if not 0 <= index < self.sub.TensorsLength():
@@ -52,7 +52,7 @@ class TensorReader:
             raise UnsupportedOpError(
                 f"tensor {name!r} is {tensor.dtype}; convert the model with full integer quantization (int8)"
             )
-        if name in self.unsigned and self.op not in ("QUANTIZE", "DEQUANTIZE", ""):
+        if index in self.unsigned and self.op not in ("QUANTIZE", "DEQUANTIZE", ""):
             raise UnsupportedOpError(
                 f"{self.where} computes with uint8, {name!r}; convert the model to int8, uint8 may only be "
                 "at its ends"
@@ -86,7 +86,7 @@ class TensorReader:
                 data = self._data(source, dtype, shape)
             quant = self._quant(name, source, shape, offset)
             if offset:
-                self.unsigned.add(name)
+                self.unsigned.add(index)
             self.names[index] = self.graph.add(Tensor(name, shape, dtype, kind, data, quant))
         return self.names[index]
 

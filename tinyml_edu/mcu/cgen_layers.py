@@ -430,6 +430,8 @@ def _merge_unpadded(
     """Return (size, before, after) for each axis, with unpadded neighbours merged into one axis."""
     axes: list[tuple[int, int, int]] = []
     for size, (before, after) in zip(shape, padding):
+        if (size, before, after) == (1, 0, 0):
+            continue
         if axes and before == after == 0 and axes[-1][1:] == (0, 0):
             axes[-1] = (axes[-1][0] * size, 0, 0)
         else:
