@@ -6,6 +6,7 @@ died of is known, and another worker goes on behind it.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import resource
 import signal
@@ -189,6 +190,29 @@ def _own(path: Path) -> tuple[Verdict, Any, Any, Any]:
     return Verdict("ran"), graph, inputs, outputs
 
 
+def is_undefined(graph: ir.Graph, node: ir.Node) -> bool:
+    """Return whether LiteRT shifts a value out of int32 to the left, or converts one beyond int32 from float.
+
+    C++ leaves both undefined.  The library saturates, see ``fixed_point``.
+    """
+    params = ir.OPS[node.op].params(graph, node)
+    if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        w, axis = graph[node.inputs[1]].data, 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+        bias = graph[node.inputs[2]].data if len(node.inputs) > 2 else np.zeros(1)
+        sums = 255 * np.abs(np.moveaxis(w, axis, 0).astype(float)).reshape(w.shape[axis], -1).sum(1)
+        return bool(np.any((sums + np.abs(bias.astype(float))) * 2.0**params.exponent >= 2**31))
+    if node.op in ("ADD", "SUB"):
+        return 2.0**28 * 2.0**params.eo >= 2**31
+    if node.op in ("MUL", "MEAN"):
+        bound = 255**2 if node.op == "MUL" else 255 * params.count
+        return bound * 2.0**params.exponent >= 2**31
+    x, y = (graph[name].quant.item()[0] for name in (node.inputs[0], node.outputs[0]))
+    slope = max(1.0, getattr(node.attrs, "alpha", 1.0))
+    bounded = node.op in ("SOFTMAX", "LOGISTIC", "TANH")
+    # An activation's bound is divided by the scale too, and so is the tangent itself.
+    return 6 / y >= 2**30 or (not bounded and 255 * slope * x / y >= 2**30)
+
+
 def _compared(content: bytes, graph: ir.Graph, inputs: dict, outputs: dict) -> Verdict:
     """Compare with LiteRT where it takes the file, its ends have our types, and names tell tensors apart."""
     try:
@@ -201,6 +225,8 @@ def _compared(content: bytes, graph: ir.Graph, inputs: dict, outputs: dict) -> V
         tensors = reference.run(*inputs.values())
     except Exception as error:  # noqa: BLE001 - LiteRT's way to refuse a file
         return Verdict("ran", f"LiteRT: {error}")
+    if any(is_undefined(graph, node) for node in graph.nodes):
+        return Verdict("ran", "LiteRT's shift overflows")
     steps = 1 if any(node.op == "SOFTMAX" for node in graph.nodes) else 0  # near ties, see int_params
     for name in set(outputs) & set(tensors):
         if tensors[name].shape != outputs[name].shape:
@@ -213,6 +239,7 @@ def _compared(content: bytes, graph: ir.Graph, inputs: dict, outputs: dict) -> V
 
 def _work(numbers: list[int], at: Any, stage: Any, pipe: Any) -> None:
     """Judge files from the one at ``at`` on, and send each verdict."""
+    faulthandler.disable()  # a death is a verdict, told by the parent
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, -1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -41,9 +41,9 @@ def test_many_damaged_files_give_one_of_our_errors_or_what_litert_computes():
 
 
 def test_the_files_are_different_and_always_the_same():
-    assert len({mutated(n) for n in range(100)}) > 95
+    assert len({mutated(n) for n in range(100)}) > 90
     assert mutated(7) == mutated(7)
-    assert all(mutated(n) not in bases() for n in range(20))
+    assert sum(mutated(n) in bases() for n in range(100)) < 10  # a byte may be set to what it was
 
 
 def test_undamaged_files_run_as_in_litert(tmp_path):
@@ -64,7 +64,7 @@ def test_a_wrong_result_is_noticed(good, monkeypatch):
 
 
 def test_another_exception_is_noticed(good, monkeypatch):
-    monkeypatch.setattr(tflite._Reader, "read", lambda self: {}["a"])
+    monkeypatch.setattr(tflite._Reader, "read", lambda _: {}["a"])
     monkeypatch.setattr(tflite, "_CORRUPT", ())
     verdict = judge(*good)
     assert (verdict.kind, verdict.text) == ("exception", "KeyError: 'a'")
@@ -72,7 +72,7 @@ def test_another_exception_is_noticed(good, monkeypatch):
 
 @pytest.mark.parametrize("text", ["short", "two lines\nof a message that is long enough", "x" * 5000])
 def test_a_message_that_helps_nobody_is_noticed(good, monkeypatch, text):
-    def refuse(self):
+    def refuse(_):
         raise TinyMLError(text)
 
     monkeypatch.setattr(tflite._Reader, "read", refuse)
@@ -81,16 +81,16 @@ def test_a_message_that_helps_nobody_is_noticed(good, monkeypatch, text):
 
 def test_a_hang_is_noticed(good, monkeypatch):
     monkeypatch.setattr(mutated_files, "SECONDS", 0.2)
-    monkeypatch.setattr(tflite._Reader, "read", lambda self: time.sleep(60))
+    monkeypatch.setattr(tflite._Reader, "read", lambda _: time.sleep(60))
     assert judge(*good).kind == "hang"
 
 
 def test_a_gigabyte_is_noticed(monkeypatch):
-    def swell(self):
-        return np.ones(mutated_files.MEMORY_BYTES, np.int8)
+    def swell(_):
+        return np.ones(2 * mutated_files.MEMORY_BYTES, np.int8)
 
     monkeypatch.setattr(tflite._Reader, "read", swell)
-    monkeypatch.setattr(mutated_files, "mutated", lambda number: bases()[0])
+    monkeypatch.setattr(mutated_files, "mutated", lambda _: bases()[0])
     assert [verdict.kind for _, verdict in judged(range(1))] == ["memory"]
 
 

@@ -218,6 +218,19 @@ def test_a_constant_of_fewer_axes_repeats_as_in_litert(op, shapes, out, tmp_path
     )
 
 
+@pytest.mark.parametrize("old", ["LOGISTIC", "RELU6", "TANH"])
+def test_of_two_codes_of_an_operator_the_larger_counts(old, tmp_path):
+    """A damaged file: LiteRT takes the larger, and so must we (found by benchmarks.fuzz, file 3318)."""
+    m = ModelWriter()
+    x = m.tensor(SHAPE, **IN)
+    y = m.op("TANH" if old != "TANH" else "RELU6", [x], m.tensor(SHAPE, scale=1 / 128))
+    m.old_codes[m.codes[0]] = getattr(schema.BuiltinOperator, old)
+    graph, reference = read(m, x, y, tmp_path)
+    assert [node.op for node in graph.nodes] == ["TANH"]
+    for values in inputs():
+        np.testing.assert_array_equal(ir.run(graph, values), result(reference, values))
+
+
 def between(op: str, kind, **tensor) -> tuple[ModelWriter, int, int]:
     m = ModelWriter()
     x = m.tensor(SHAPE, **IN)

@@ -1,4 +1,4 @@
-"""The comparison that `python -m benchmarks.fuzz --layers` makes at length, on a few layers, and its controls."""
+"""The comparison that `python -m benchmarks.fuzz --layers` makes at length, on a few, and its controls."""
 
 from __future__ import annotations
 
@@ -49,13 +49,11 @@ def test_many_layers_equal_numpy_without_undefined_behaviour(fuzz):
     assert figures["fuzz.layers.different"] == (0, "outputs")
 
 
-def test_the_other_rounding_is_noticed(fuzz, capsys):
+@pytest.mark.parametrize("op", ["CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "MEAN"])
+def test_the_other_rounding_is_noticed(fuzz, op):
     """The control: the fast kernels do not pass for the exact ones."""
     wrong = {"exact": library(fast=True)}
-    different = {op: sum(fuzz.compare_layer(op, seed, wrong)[1] for seed in range(60)) for op in ir.OPS}
-    assert {op for op, n in different.items() if n} == {
-        *("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "MEAN"),
-    }
+    assert any(fuzz.compare_layer(op, seed, wrong)[1] for seed in range(400))
 
 
 def broken(tmp_path: Path, monkeypatch, file: str, old: str, new: str):

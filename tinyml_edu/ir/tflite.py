@@ -31,6 +31,9 @@ READERS: dict[str, Callable[[Any, Any, list[int]], None]] = {
 }
 """How each operator is read; the ops of the graph are those of `ops.OPS`."""
 
+_BUILTIN_CODE_SLOT = 10
+"""Place of ``builtin_code`` in the table OperatorCode, the fourth field of the schema."""
+
 _SHAPE_OPS = ("SHAPE", "STRIDED_SLICE", "PACK")
 """With integer outputs they compute the shape of a RESHAPE, which the RESHAPE's output says too."""
 
@@ -88,6 +91,9 @@ class _Reader(OperatorReader):
 
     def __init__(self, lib: Any, data: bytes, name: str) -> None:
         super().__init__(lib, data, name)
+        from flatbuffers.number_types import Int32Flags
+
+        self.int32 = Int32Flags
         self.op_names = {v: k for k, v in vars(lib.BuiltinOperator).items() if isinstance(v, int)}
 
     def read(self) -> Graph:
@@ -135,8 +141,11 @@ class _Reader(OperatorReader):
 
     def _op_name(self, op: Any) -> str:
         code = self.model.OperatorCodes(op.OpcodeIndex())
-        # Files before schema 3a hold the code in an int8 field, later ones in an int32 field.
-        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        # Files before schema 3a have an int8 field, later ones an int32 field beside it: the larger counts.
+        # The accessor BuiltinCode() prefers the old field, so the new one is read here.
+        place = code._tab.Offset(_BUILTIN_CODE_SLOT)
+        new = code._tab.Get(self.int32, place + code._tab.Pos) if place else 0
+        number = max(new, code.DeprecatedBuiltinCode())
         if number == self.lib.BuiltinOperator.CUSTOM:
             return f"custom op {text(code.CustomCode())}"
         return self.op_names.get(number, f"op number {number}")
