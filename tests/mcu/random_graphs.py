@@ -169,10 +169,8 @@ class Builder:
             if t.shape == self.shape() and t.kind is not Kind.CONSTANT
         ]
         other = str(self.rng.choice(same))
-        if self.rng.random() < 0.15:
-            other = self.constant(
-                "constant", self.rng.integers(-128, 128, self.shape(), dtype=np.int8), self.quant()
-            )
+        if self.rng.random() < 0.3:
+            other = self._factor(1.0 if self.rng.random() < 0.3 else 0.5)
         scales = [self.graph[n].quant.item()[0] for n in (self.current, other)]
         spread = float(2.0 ** self.rng.uniform(-4, 3))
         return A.Add(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(max(scales) * spread)
@@ -184,13 +182,17 @@ class Builder:
             extra = (self.constant("constant", codes, self.graph[self.current].quant),)
         return A.Sub(attributes.activation), extra, quant
 
+    def _factor(self, keep: float) -> str:
+        """Return a constant that has each axis of the current one with probability ``keep``, else 1."""
+        shape = tuple(n if self.rng.random() < keep else 1 for n in self.shape()[1:])
+        codes = self.rng.integers(-128, 128, (self.shape()[0], *shape), dtype=np.int8)
+        return self.constant("factor", codes, self.quant())
+
     def _mul(self):
         """Multiply by an earlier tensor, or by a constant of which some axes have length 1."""
         _, (other,), _ = self._add()
         if self.rng.random() < 0.6:
-            shape = tuple(1 if self.rng.random() < 0.5 else n for n in self.shape()[1:])
-            codes = self.rng.integers(-128, 128, (1, *shape), dtype=np.int8)
-            other = self.constant("factor", codes, self.quant())
+            other = self._factor(0.5)
         s1, s2 = (self.graph[n].quant.item()[0] for n in (self.current, other))
         spread = float(2.0 ** self.rng.uniform(-3, 2))
         return A.Mul(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(s1 * s2 * 74 * spread)
@@ -215,14 +217,29 @@ class Builder:
     def _logistic(self):
         return A.Elementwise(), (), Quant.per_tensor(1 / 256, -128)
 
+    def _tanh(self):
+        return A.Elementwise(), (), Quant.per_tensor(1 / 128, 0)
+
     def _rescaled(self):
         x_scale, _ = self.graph[self.current].quant.item()
-        return A.Elementwise(), (), self.quant(x_scale * float(2.0 ** self.rng.uniform(-2, 1)))
+        return A.Elementwise(), (), self.quant(x_scale * float(2.0 ** self.rng.uniform(-1, 1)))
 
     _hard_swish = _rescaled
     _relu = _rescaled
     _relu6 = _rescaled
-    _quantize = _rescaled
+
+    def _relu_n1_to_1(self):
+        return (
+            A.Elementwise(),
+            (),
+            Quant.per_tensor(2.0 ** -float(self.rng.uniform(5, 8)), self.integer(-9, 9)),
+        )
+
+    def _quantize(self):
+        return A.Quantize(bool(self.rng.random() < 0.3)), *self._rescaled()[1:]
+
+    def _leaky_relu(self):
+        return A.LeakyRelu(float(self.rng.uniform(0, 0.5))), *self._rescaled()[1:]
 
     def _resize_nearest_neighbor(self):
         if len(self.shape()) != 4:
@@ -256,7 +273,9 @@ class Builder:
     def _pad(self):
         rank = len(self.shape())
         pairs = ((0, 0), *((self.integer(0, 2), self.integer(0, 2)) for _ in range(rank - 1)))
-        return A.Pad(pairs), (), self.graph[self.current].quant
+        quant = self.graph[self.current].quant
+        value = quant.item()[0] * self.integer(-60, 60) if self.rng.random() < 0.3 else 0.0
+        return A.Pad(pairs, value), (), quant
 
     def _reshape(self):
         shape = self.shape()

@@ -304,6 +304,7 @@ def summation_error(module: QATGraph, int8: Graph) -> float:
 
 BRANCHING = {
     *("SUB", "MUL", "CONCATENATION", "LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"),
+    *("RELU_N1_TO_1", "LEAKY_RELU", "TANH"),
     "RESIZE_NEAREST_NEIGHBOR",
 }
 """Ops of the second network.  Capture writes RELU and RELU6 as clamps of other ops."""

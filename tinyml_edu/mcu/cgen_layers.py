@@ -17,6 +17,7 @@ from ..errors import UnsupportedOpError
 from ..ir import int_params
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
+from .broadcasting import merged_axes
 from .kernels.selection import Fast, Selection
 
 LINE = 110
@@ -285,14 +286,7 @@ def _pool(emitter: Emitter, i: int, node: Node) -> Parts:
 
 def _add(emitter: Emitter, i: int, node: Node) -> Parts:
     p = int_params.add_params(emitter.graph, node)
-    size = prod(emitter.graph[node.outputs[0]].shape)
-    definitions: list[str] = []
-    inputs = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
-    fields = {
-        # Whole tensors have no gaps between rows, so they are one row.
-        "out": f"{{1, 1, {size}, {size}}}",
-        "row_1": size,
-        "row_2": size,
+    numbers = {
         "x1_zp": p.x1_zp,
         "x2_zp": p.x2_zp,
         "y_zp": p.y_zp,
@@ -305,24 +299,13 @@ def _add(emitter: Emitter, i: int, node: Node) -> Parts:
         "y_min": p.y_min,
         "y_max": p.y_max,
     }
-    definitions.append(_struct("te_add_params", f"params_{i}", fields))
-    target = emitter.pointer(node.outputs[0], definitions, "")
     kernel = "te_add_s8" if node.op == "ADD" else "te_sub_s8"
-    return Parts(kernel, [f"&params_{i}", *inputs, target], definitions)
+    return _arithmetic(emitter, i, node, (kernel, "te_add_params"), numbers)
 
 
 def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
     p = int_params.mul_params(emitter.graph, node)
-    shapes = [emitter.graph[name].shape for name in node.inputs]
-    (height, row_2), (width, column_2), (channels, channel_2) = _repeated_axes(node.name, *shapes)
-    definitions: list[str] = []
-    inputs = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
-    fields = {
-        "out": f"{{{height}, {width}, {channels}, {width * channels}}}",
-        "row_1": width * channels,
-        "row_2": row_2,
-        "column_2": column_2,
-        "channel_2": channel_2,
+    numbers = {
         "x1_zp": p.x1_zp,
         "x2_zp": p.x2_zp,
         "y_zp": p.y_zp,
@@ -331,31 +314,30 @@ def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
         "y_min": p.y_min,
         "y_max": p.y_max,
     }
-    definitions.append(_struct("te_mul_params", f"params_{i}", fields))
-    target = emitter.pointer(node.outputs[0], definitions, "")
-    return Parts("te_mul_s8", [f"&params_{i}", *inputs, target], definitions)
+    return _arithmetic(emitter, i, node, ("te_mul_s8", "te_mul_params"), numbers)
 
 
-def _repeated_axes(name: str, out: tuple[int, ...], x2: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return (size, step in x2) of three axes: neighbours along which x2 repeats, or not, are one."""
-    axes: list[tuple[int, bool]] = []
-    for size, own in zip(out, x2, strict=True):
-        repeats = own < size
-        if axes and (size == 1 or axes[-1][1] == repeats):
-            axes[-1] = (axes[-1][0] * size, axes[-1][1])
-        elif axes and axes[-1][0] == 1:
-            axes[-1] = (size, repeats)
-        else:
-            axes.append((size, repeats))
-    if len(axes) > 3:
-        raise UnsupportedOpError(
-            f"{name}: MUL of {_shape(out)} by {_shape(x2)} repeats too many separate axes"
-        )
-    steps, step = [], 1
-    for size, repeats in reversed(axes):
-        steps.append((size, 0 if repeats else step))
-        step *= 1 if repeats else size
-    return [(1, 0)] * (3 - len(axes)) + steps[::-1]
+def _arithmetic(
+    emitter: Emitter, i: int, node: Node, c_names: tuple[str, str], numbers: dict[str, int]
+) -> Parts:
+    """Return the call of ADD, SUB or MUL; ``c_names`` are the kernel's and that of its parameters."""
+    graph = emitter.graph
+    axes = merged_axes(graph[node.outputs[0]].shape, *(graph[name].shape for name in node.inputs))
+    if len(axes) > 4:
+        shapes = " and ".join(_shape(graph[name].shape) for name in node.inputs)
+        raise UnsupportedOpError(f"{node.name}: {node.op} of {shapes} repeats too many separate axes")
+    outer, *inner = [(1, 0, 0, 0)] * (4 - len(axes)) + axes
+    (height, *rows), (width, *columns), (channels, *steps) = inner
+    definitions: list[str] = []
+    pointers = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
+    pointers.append(emitter.pointer(node.outputs[0], definitions, ""))
+    if outer[0] > 1:
+        pointers = [f"{p} + n * {step}" for p, step in zip(pointers, (*outer[2:], outer[1]), strict=True)]
+    fields = {"out": f"{{{height}, {width}, {channels}, {width * channels}}}"}
+    for k in (1, 2):
+        fields[f"x{k}"] = f"{{{rows[k]}, {columns[k]}, {steps[k]}}}"
+    definitions.append(_struct(c_names[1], f"params_{i}", fields | numbers))
+    return Parts(c_names[0], [f"&params_{i}", *pointers], definitions, outer[0])
 
 
 def _concatenation(emitter: Emitter, i: int, node: Node) -> Parts:
@@ -433,7 +415,7 @@ def _pad(emitter: Emitter, i: int, node: Node) -> Parts:
         "in": "{" + ", ".join(map(str, sizes)) + "}",
         "before": "{" + ", ".join(map(str, before)) + "}",
         "after": "{" + ", ".join(map(str, after)) + "}",
-        "zp": int_params.pad_code(emitter.graph, node),
+        "code": int_params.pad_code(emitter.graph, node),
     }
     definitions: list[str] = []
     source = emitter.pointer(node.inputs[0], definitions, f"x_{i}")
@@ -448,6 +430,8 @@ def _merge_unpadded(
     """Return (size, before, after) for each axis, with unpadded neighbours merged into one axis."""
     axes: list[tuple[int, int, int]] = []
     for size, (before, after) in zip(shape, padding):
+        if (size, before, after) == (1, 0, 0):
+            continue
         if axes and before == after == 0 and axes[-1][1:] == (0, 0):
             axes[-1] = (axes[-1][0] * size, 0, 0)
         else:
@@ -494,6 +478,9 @@ EMITTERS: dict[str, Callable[[Emitter, int, Node], Parts]] = {
     "HARD_SWISH": _lookup,
     "RELU": _lookup,
     "RELU6": _lookup,
+    "RELU_N1_TO_1": _lookup,
+    "LEAKY_RELU": _lookup,
+    "TANH": _lookup,
     "QUANTIZE": _lookup,
     "RESIZE_NEAREST_NEIGHBOR": _resize,
 }

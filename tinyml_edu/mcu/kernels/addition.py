@@ -54,7 +54,8 @@ class Shape:
 def shape_of(graph: Graph, node: Node, requant: str) -> Shape | None:
     """Return the kernel for a node, or None if the short form is not exact for it."""
     x1, x2, y = (graph[name] for name in (*node.inputs, node.outputs[0]))
-    if x2.data is not None or x1.shape != x2.shape or prod(y.shape) % 4 or requant == "fast":
+    constant = x1.data is not None or x2.data is not None
+    if constant or x1.shape != x2.shape or prod(y.shape) % 4 or requant == "fast":
         return None
     p = int_params.add_params(graph, node)
     first, second = (p.x1_zp, p.m1, p.e1), (p.x2_zp, p.m2, p.e2)

@@ -1,6 +1,6 @@
-/* Padding with real 0, that is with the zero point: int8 in, int8 out, x and y share scale and zero point.
+/* Padding with one code, the zero point unless the operator names another value: int8 in, int8 out, x and y share scale and zero point.
  *
- *   y[i] = x[i - before] where that lies inside x, else zp; i has four axes
+ *   y[i] = x[i - before] where that lies inside x, else code; i has four axes
  *
  * Shapes   x (in[0..3]), y (before[k] + in[k] + after[k]); y must not overlap x.  A negative pad crops.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.
@@ -40,7 +40,7 @@ te_status te_pad_s8(const te_pad_params *p, const int8_t *x, int8_t *y) {
         return TE_NULL_POINTER;
     }
     TE_TRY(output_sizes(p, out));
-    if (!te_in_range(p->zp, -128, 127)) {
+    if (!te_in_range(p->code, -128, 127)) {
         return TE_BAD_PARAMETER;
     }
     for (int32_t n = 0; n < out[0]; n++) {
@@ -50,7 +50,7 @@ te_status te_pad_s8(const te_pad_params *p, const int8_t *x, int8_t *y) {
                 for (int32_t c = 0; c < out[3]; c++) {
                     const int32_t s = c - p->before[3];
                     const int inside = from >= 0 && te_in_range(s, 0, p->in[3] - 1);
-                    *y++ = inside ? x[from + s] : (int8_t)p->zp;
+                    *y++ = inside ? x[from + s] : (int8_t)p->code;
                 }
             }
         }
