@@ -16,6 +16,7 @@ from tinyml_edu.errors import DoesNotFitError, UnknownNameError
 from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import planning
+from tinyml_edu.mcu.planning import placement
 from tinyml_edu.mcu.planning import PLANNERS, Buffer, Plan, PlanError, lower_bound, plan, verify
 
 UNIT = planning.ALIGNMENT
@@ -185,7 +186,7 @@ def test_a_planner_that_is_off_by_one_step_is_caught(monkeypatch):
 
     graph = chain(64, 64, 64)
     plan(graph, planner="greedy")
-    monkeypatch.setattr(planning, "_neighbours", ends_too_early)
+    monkeypatch.setattr(placement, "neighbours", ends_too_early)
     with pytest.raises(PlanError, match="overlap"):
         plan(graph, planner="greedy")
 
