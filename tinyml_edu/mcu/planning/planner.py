@@ -127,6 +127,11 @@ def plan(
     return result
 
 
+def streamed_input_bound(graph: Graph) -> int:
+    """Return the lower bound if the input came piece by piece and took no place in the arena, bytes."""
+    return lower_bound(share(graph).buffers(resident_input=False))
+
+
 def compare(graph: Graph, scratch: Mapping[str, int] | None = None) -> dict[str, Plan]:
     """Return the plan of each planner; what one has proven optimal is proven for all that reach it.
 

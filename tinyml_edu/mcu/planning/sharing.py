@@ -65,16 +65,17 @@ class Sharing:
         other.__dict__.update(self.__dict__, places=dict(self.places), scratch=dict(self.scratch))
         return other
 
-    def buffers(self) -> list[Buffer]:
+    def buffers(self, *, resident_input: bool = True) -> list[Buffer]:
         """Return the buffers in order of first use, then scratch.
 
         Graph inputs are live from step 0 and graph outputs until the last step, so that a caller can write
-        and read them between inferences.
+        and read them between inferences.  Without ``resident_input``, inputs are not in the arena.
         """
         end = max(len(self.graph.nodes) - 1, 0)
         members: dict[str, list[str]] = {}
         for name, place in self.places.items():
-            members.setdefault(place.root, []).append(name)
+            if resident_input or name not in self.graph.inputs:
+                members.setdefault(place.root, []).append(name)
         result = []
         for root, names in members.items():
             first = max(min(self.born[n] for n in names), 0)
