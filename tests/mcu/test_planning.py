@@ -155,6 +155,7 @@ def test_over_a_hundred_thousand_random_lifetimes_never_overlap(name, count, mon
 @pytest.mark.parametrize("name", REUSING)
 def test_random_lifetimes_catch_a_planner_that_ends_lives_one_step_early(name, monkeypatch):
     monkeypatch.setattr(placement, "neighbours", ends_too_early)
+    monkeypatch.setattr(placement, "HILL_CLIMB_STEPS", 20)
     monkeypatch.setattr(exact, "_busiest_steps", lambda buffers: sorted({b.first + 1 for b in buffers}))
     *arrays, offsets = plan_many(name, 60)
     assert overlapping(*arrays, offsets) > 10
