@@ -28,6 +28,7 @@ BENCHMARKS = (
     "equalization",
     "parity",
     "xnor",
+    "quantization_peers",
 )
 
 
