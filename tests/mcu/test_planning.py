@@ -229,6 +229,22 @@ def test_an_arena_above_the_bound_is_proven_where_no_plan_reaches_the_bound():
     assert not solve(GAP, steps=3).proven  # a search that was cut short claims nothing
 
 
+def test_dense_sets_of_thirty_lifetimes_are_proven():
+    rng, proven, above = np.random.default_rng(0), 0, 0
+    for _ in range(20):
+        first = rng.integers(0, 25, 30)
+        last = np.minimum(first + rng.integers(0, 8, 30), 25)
+        sizes = UNIT * rng.integers(1, 60, 30)
+        buffers = [Buffer(f"b{i}", *map(int, b)) for i, b in enumerate(zip(sizes, first, last))]
+        found = planner.solve_best(buffers)
+        verify(as_plan(buffers, found.offsets))
+        proven += found.proven
+        greedy = as_plan(buffers, PLANNERS["greedy"](buffers)).arena_bytes
+        above += greedy > as_plan(buffers, found.offsets).arena_bytes
+    assert proven == 20
+    assert above > 5  # there was something to find
+
+
 def test_a_search_that_is_cut_short_is_no_worse_than_its_start_and_says_so():
     rng = np.random.default_rng(11)
     first = rng.integers(0, 30, 60)
