@@ -109,7 +109,50 @@ def test_a_concatenation_along_inner_axes_is_copied():
         graph.add(Tensor(name, shape, "int8", kind, quant=quant))
     graph.nodes.append(Node("join", "CONCATENATION", ("x", "x"), ("y",), A.Concatenation(2)))
     graph.inputs, graph.outputs = ("x",), ("y",)
-    assert plan(graph.validate()).arena_bytes == 32 + 64
+    made = plan(graph.validate())
+    assert made.arena_bytes == 32 + 64
+    with pytest.raises(PlanError, match="would overlap its input"):
+        verify_values(graph, replace(made, offsets=made.offsets | {"x": made.offsets["y"]}))
+
+
+def test_a_part_is_not_written_into_the_concatenation_where_that_raises_the_bound():
+    # The whole output would be live from its first part on, beside the wide tensor in between.
+    graph, quant = Graph("early part"), Quant.per_tensor(1.0, 0)
+    graph.add(Tensor("x", (1, 16), "int8", Kind.INPUT, quant=quant))
+    for name, source, size in [("a", "x", 16), ("wide", "x", 320), ("b", "wide", 160)]:
+        weights = np.ones((size, graph[source].shape[1]), np.int8)
+        graph.add(Tensor(f"w {name}", weights.shape, "int8", Kind.CONSTANT, weights, quant))
+        graph.add(Tensor(name, (1, size), "int8", Kind.ACTIVATION, quant=quant))
+        graph.nodes.append(Node(name, "FULLY_CONNECTED", (source, f"w {name}"), (name,), A.FullyConnected()))
+    graph.add(Tensor("y", (1, 176), "int8", Kind.ACTIVATION, quant=quant))
+    graph.nodes.append(Node("join", "CONCATENATION", ("a", "b"), ("y",), A.Concatenation(1)))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    assert plan(graph.validate()).arena_bytes == 16 + 320 + 160
+    assert not planning.moves_nothing(graph, graph.nodes[-1], plan(graph).offsets)
+
+
+def test_a_factor_that_lies_inside_the_other_operand_is_not_written_over():
+    graph, quant = Graph("inside"), Quant.per_tensor(1.0, 0)
+    shapes = {
+        "x": (1, 1, 1, 16),
+        "a": (1, 1, 1, 16),
+        "b": (1, 1, 1, 16),
+        "c": (1, 2, 1, 16),
+        "y": (1, 2, 1, 16),
+    }
+    for name, shape in shapes.items():
+        kind = Kind.INPUT if name == "x" else Kind.ACTIVATION
+        graph.add(Tensor(name, shape, "int8", kind, quant=quant))
+    graph.nodes = [
+        Node("a", "RELU", ("x",), ("a",), A.Elementwise()),
+        Node("b", "RELU", ("x",), ("b",), A.Elementwise()),
+        Node("c", "CONCATENATION", ("a", "b"), ("c",), A.Concatenation(1)),
+        Node("y", "MUL", ("c", "a"), ("y",), A.Mul()),  # a is repeated along the rows of c
+    ]
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    made = plan(graph.validate())  # the symbolic run would refuse y over a
+    assert made.offsets["y"] == made.offsets["c"]
+    assert abs(made.offsets["a"] - made.offsets["y"]) >= 16
 
 
 def test_sharing_lowers_the_bound_and_uses_every_way_of_sharing(networks):
