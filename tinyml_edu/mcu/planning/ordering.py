@@ -23,6 +23,9 @@ from .sharing import OVER_ANY, Sharing, share
 WIDTH = 600
 """Most sets of executed nodes kept from one step to the next."""
 
+_SETS = 20_000
+"""Most sets kept in all, which keeps graphs of a hundred nodes near a second."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -107,7 +110,7 @@ class _Frontiers:
 
     def search(self, width: int) -> tuple[list[int] | None, bool]:
         """Return an order with a peak below the given one's, or None, and whether all orders were seen."""
-        limit = self._given_peak()
+        limit, width = self._given_peak(), max(1, min(width, _SETS // max(len(self.nodes), 1)))
         level, exact = {0: _State(self.start, self.start, -1, None)}, True
         for _ in self.nodes:
             following: dict[int, _State] = {}
