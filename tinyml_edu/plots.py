@@ -321,6 +321,10 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         alt=f"Memory map of {len(plan.buffers)} buffers over time in an arena of {plan.arena_bytes:,} bytes; "
         f"the lower bound is {plan.lower_bound_bytes:,} bytes.",
     )
+    last = max(b.last for b in plan.buffers)
+    live = [sum(b.size_bytes for b in plan.buffers if b.first <= t <= b.last) for t in range(last + 1)]
+    peak = int(np.argmax(live))
+    axes.axvspan(peak - 0.5, peak + 0.5, color=VERMILION, alpha=0.15, linewidth=0, label=f"peak, step {peak}")
     for b in plan.buffers:
         kind = str(getattr(b.kind, "value", b.kind))
         left, bottom, wide, tall = b.first - 0.5, plan.offsets[b.name], b.last - b.first + 1, b.size_bytes
@@ -330,7 +334,7 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         if tall > plan.arena_bytes / 18:
             axes.text(
                 left + wide / 2, bottom + tall / 2, f"{tall / 1024:.1f}", ha="center", va="center",
-                color=INK, fontsize=8,
+                color=INK, fontsize=8, rotation=90 if wide * 18 < last + 1 else 0,
             )  # fmt: skip
     for kind, color in colors.items():
         axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=color, label=kind))
@@ -339,7 +343,6 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         plan.lower_bound_bytes, color=VERMILION, linestyle="--", linewidth=1.4,
         label=f"lower bound {plan.lower_bound_bytes:,} B",
     )  # fmt: skip
-    last = max(b.last for b in plan.buffers)
     axes.set(
         xlim=(-0.5, last + 0.5), ylim=(0, plan.arena_bytes * 1.04), xlabel="step", ylabel="offset (bytes)"
     )

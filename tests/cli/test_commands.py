@@ -12,6 +12,7 @@ import pytest
 from tinyml_edu import ir
 from tinyml_edu.cli import main
 from tinyml_edu.cli.resolve import quantized_zoo
+from tinyml_edu.mcu import planning
 
 MODEL = "resnet8.glyphs32"
 
@@ -32,10 +33,13 @@ def tinyml(monkeypatch, capsys):
 
 
 def test_plan_reports_every_planner_against_the_bound(tinyml, tmp_path):
-    tinyml("plan", MODEL, "--json", tmp_path / "plan.json", "--picture", tmp_path / "map.png")
+    out = tinyml("plan", MODEL, "--json", tmp_path / "plan.json", "--plot", tmp_path / "map.png")
+    assert "Live at the peak, node " in out
+    assert "resident in the arena" in out
     report = json.loads((tmp_path / "plan.json").read_text())
     assert set(report) == {"model", "lower_bound_bytes", "planners"}
-    assert {"naive", "greedy", "best"} <= set(report["planners"])
+    assert set(report["planners"]) == set(planning.PLANNERS)
+    assert report["planners"]["best"]["proven_optimal"]
     for planner in report["planners"].values():
         assert set(planner) == {"arena_bytes", "seconds", "proven_optimal"}
         assert planner["arena_bytes"] >= report["lower_bound_bytes"]

@@ -133,3 +133,9 @@ def differences(graph: Graph, x: np.ndarray, folder, **options) -> list[int]:
     y = on_a_board(graph, x, folder, **options).outputs
     wanted = expected(graph, x, options.get("requant", "exact"))
     return np.count_nonzero(y != wanted, axis=1).tolist()
+
+
+def differences_of_a_network(graph: Graph, x: np.ndarray, folder) -> list[int]:
+    """Return `differences` for inputs (n, H, W, C) of a network of any length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return differences(graph, x[:, None], folder)

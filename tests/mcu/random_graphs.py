@@ -319,6 +319,62 @@ def random_layer(op: str, seed: int, *, telling: bool = False) -> Graph:
             return builder.finish()
 
 
+class SharingBuilder(Builder):
+    """Grows networks whose tensors can share memory: whole results, parts, and images in place."""
+
+    def _slide(self) -> dict:
+        """Return a window that keeps the image's size."""
+        kernel = (self.integer(1, 4), self.integer(1, 4))
+        before = [self.integer(0, k - 1) for k in kernel]
+        after = [k - 1 - b for k, b in zip(kernel, before)]
+        activation = str(self.rng.choice(ACTIVATIONS))
+        return {"kernel": kernel, "stride": (1, 1), "padding": (*before, *after), "activation": activation}
+
+    def _depthwise_conv_2d(self):
+        slide, channels = self._slide(), self.shape()[3]
+        kernel = slide.pop("kernel")
+        if self.rng.random() < 0.6:  # the window that specialised kernels take
+            kernel, slide["padding"] = (3, 3), (1, 1, 1, 1)
+        names, quant = self._weights((1, *kernel, channels), 3, kernel[0] * kernel[1])
+        return A.DepthwiseConv2D(**slide), names, quant
+
+    def join(self) -> bool:
+        """Append two or three branches of one scale and their concatenation along the rows."""
+        start, quant, parts = self.current, None, []
+        for _ in range(self.integer(2, 3)):
+            self.current = start
+            if not self.add("DEPTHWISE_CONV_2D"):
+                return False
+            quant = quant or self.graph[self.current].quant
+            scaled = self._append("QUANTIZE", A.Elementwise(), (self.current,), quant)
+            parts.append(scaled)
+        self.current = self._append("CONCATENATION", A.Concatenation(1), tuple(parts), quant)
+        return True
+
+    def _append(self, op: str, attributes: object, names: tuple[str, ...], quant: Quant) -> str:
+        shape = OPS[op].infer_shape(attributes, *(self.graph[n].shape for n in names))
+        name = self.graph.add(Tensor(self.graph.unique("t"), shape, "int8", Kind.ACTIVATION, quant=quant))
+        node = Node(f"{op.lower()}_{len(self.graph.nodes)}", op, names, (name,), attributes)
+        self._tells(node)
+        self.graph.nodes.append(node)
+        return name
+
+
+def sharing_network(seed: int, layers: int = 6) -> Graph:
+    """Return a random branched network: depthwise convolutions, element-wise ops, joined branches.
+
+    Branches may be joined or added; 16 channels keep each part of a concatenation at an aligned address.
+    """
+    rng = np.random.default_rng([7, seed])
+    shape = (1, *(2 * int(n) for n in rng.integers(2, 5, 2)), 16)
+    builder = SharingBuilder(rng, shape, f"sharing_{seed}", telling=True)
+    ops = ("DEPTHWISE_CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "RELU", "HARD_SWISH", "join")
+    for op in rng.choice(ops, layers):
+        builder.join() if op == "join" else builder.add(str(op))
+    builder.add("DEPTHWISE_CONV_2D")
+    return builder.finish()
+
+
 def inputs(graph: Graph, seed: int, n: int = 3) -> np.ndarray:
     """Return (n + 3, ...) codes: random ones, then all -128, all 127, and a random mix of both."""
     rng = np.random.default_rng(seed)

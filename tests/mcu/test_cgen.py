@@ -102,7 +102,7 @@ def test_the_numbers_in_model_c_are_those_of_int_params():
 
 def test_each_layer_has_its_own_function_and_a_reshape_has_none():
     graph = random_network(1, layers=10)
-    symbols = cgen.layer_symbols(graph)
+    symbols = cgen.layer_symbols(graph, planning.plan(graph))
     text = project(graph)["model.c"]
     assert any(node.op == "RESHAPE" for node in graph.nodes)
     for i, node in enumerate(graph.nodes):

@@ -22,7 +22,7 @@ from .boards import QEMU_M4
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
 from .kernels.compact import CompactSelection
 from .kernels.selection import Selection
-from .planning import Plan, aliases, lifetimes, verify
+from .planning import Plan, PlanError, moves_nothing, verify, verify_values
 from .toolchain import linker_script
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
@@ -67,7 +67,7 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
     selection = (Selection if optimize == "speed" else CompactSelection)(graph, requant)
-    emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
+    emitter = Emitter(graph, plan, selection)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {
@@ -106,13 +106,21 @@ def example_files(graph: Graph, requant: str = "exact") -> dict[str, bytes]:
     }
 
 
-def layer_symbols(graph: Graph) -> dict[str, str]:
-    """Return the C function of each node, by node name; a RESHAPE that is an alias has none."""
-    root = aliases(graph)
+def scratch_requests(graph: Graph, *, requant: str = "exact", optimize: str = "speed") -> dict[str, int]:
+    """Return the bytes of working memory that specialised kernels ask of the plan, by node name."""
+    if optimize != "speed":
+        return {}
+    selection = Selection(graph, requant)
+    chosen = {node.name: selection.choose(node) for node in graph.nodes}
+    return {name: fast.scratch_bytes for name, fast in chosen.items() if fast and fast.scratch_bytes}
+
+
+def layer_symbols(graph: Graph, plan: Plan) -> dict[str, str]:
+    """Return the C function of each node, by name; a node without work in this plan has none."""
     return {
         node.name: f"model_layer_{i}"
         for i, node in enumerate(graph.nodes)
-        if root[node.outputs[0]] == node.outputs[0]
+        if not moves_nothing(graph, node, plan.offsets)
     }
 
 
@@ -136,9 +144,13 @@ def _check(graph: Graph, plan: Plan) -> None:
             raise UnsupportedOpError(
                 f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}"
             )
-    if not set(lifetimes(graph)) <= set(plan.buffers) or not aliases(graph).keys() <= plan.offsets.keys():
-        raise UsageError(f"the plan is not one of {graph.name}; make it with planning.plan(graph)")
     verify(plan)
+    try:
+        verify_values(graph, plan)
+    except PlanError as error:
+        raise UsageError(
+            f"the plan is not one of {graph.name} ({error}); make it with planning.plan(graph)"
+        ) from error
 
 
 def _read(path) -> str:  # type: ignore[no-untyped-def]  # an importlib Traversable

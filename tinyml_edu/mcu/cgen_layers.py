@@ -19,6 +19,7 @@ from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
 from .broadcasting import merged_axes
 from .kernels.selection import Fast, Selection
+from .planning import Plan, moves_nothing
 
 LINE = 110
 _C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
@@ -46,13 +47,15 @@ class Layer:
 class Parts:
     """What an op's emitter returns: the kernel, its arguments, definitions before it, how often to call it.
 
-    The call is repeated for ``images`` images, the variable ``n`` in the arguments.
+    The call is repeated for ``images`` images, the variable ``n`` in the arguments.  ``in_place`` says that
+    the output lies over the first input, which only some kernels can do.
     """
 
     kernel: str
     arguments: list[str]
     definitions: list[str] = field(default_factory=list)
     images: int = 1
+    in_place: bool = False
 
 
 def comment_text(name: str) -> str:
@@ -67,10 +70,8 @@ class Emitter:
     ----------
     graph : Graph
         The int8 graph.
-    offsets : mapping of str to int
-        Byte offset in the arena of each activation.
-    roots : mapping of str to str
-        `planning.aliases` of the graph.
+    plan : Plan
+        Where each activation lies in the arena, and the scratch of nodes that asked for some.
     selection : Selection, optional
         Chooses specialised kernels; without it, every node calls its plain kernel.
     """
@@ -78,37 +79,37 @@ class Emitter:
     def __init__(
         self,
         graph: Graph,
-        offsets: Mapping[str, int],
-        roots: Mapping[str, str],
+        plan: Plan,
         selection: Selection | None = None,
     ) -> None:
         self.graph = graph
-        self.offsets = offsets
-        self.roots = roots
+        self.plan = plan
+        self.offsets = plan.offsets
         self.selection = selection
         self._sources: set[str] = set()
         self._constants: dict[str, str] = {}
         self._bytes = 0
 
     def emit(self, i: int, node: Node) -> Layer | None:
-        """Return the layer of node ``i``, or None if it is a RESHAPE that shares its input's memory."""
-        if self.roots[node.outputs[0]] != node.outputs[0]:
+        """Return the layer of node ``i``, or None if its output already lies in memory as it should."""
+        if moves_nothing(self.graph, node, self.offsets):
             return None
         self._bytes = 0
         parts = EMITTERS[node.op](self, i, node)
         x, y = self.graph[node.inputs[0]], self.graph[node.outputs[0]]
         shapes = f"{_shape(x.shape)} -> {_shape(y.shape)}"
         symbol = f"model_layer_{i}"
-        fast = self.selection.choose(node) if self.selection else None
+        _, scratch_bytes = self.plan.scratch(node.name)
+        fast = self.selection.choose(node, scratch_bytes, in_place=parts.in_place) if self.selection else None
         if fast:
-            body = self._two_forms(i, symbol, parts, fast)
+            body = self._two_forms(i, node, parts, fast)
         else:
             body = [*parts.definitions, _function(symbol, _plain_body(parts))]
         text = "\n".join([self._header(i, node), *body, ""])
         name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
         return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
 
-    def _two_forms(self, i: int, symbol: str, parts: Parts, fast: Fast) -> list[str]:
+    def _two_forms(self, i: int, node: Node, parts: Parts, fast: Fast) -> list[str]:
         """Return the definitions and the function of a layer that has a specialised kernel.
 
         Which of both forms is compiled depends on the core, `TE_DSP` in te_config.h.
@@ -117,13 +118,14 @@ class Emitter:
         self._sources |= fast.sources.keys()
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
-        pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}
-        pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
+        x, y = parts.arguments[1], parts.arguments[1 if parts.in_place else -1]
+        pointers = {"x": x, "y": y, "stream": f"stream_{i}", "x1": x, "x2": parts.arguments[2]}
+        pointers["scratch"] = self.scratch(node)
         call = Template(fast.call).substitute(pointers)
         both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
         return [
             *["#if TE_DSP", *source, stream, "#else", *parts.definitions, "#endif"],
-            _function(symbol, "\n".join(both)),
+            _function(f"model_layer_{i}", "\n".join(both)),
         ]
 
     def _header(self, i: int, node: Node) -> str:
@@ -149,6 +151,11 @@ class Emitter:
             self._constants[name] = stem
             parts.append(self.array(stem, data))
         return self._constants[name]
+
+    def scratch(self, node: Node) -> str:
+        """Return the C expression of a node's working memory in the arena, NULL if it asked for none."""
+        offset, size = self.plan.scratch(node.name)
+        return f"te_arena + {offset}" if size else "NULL"
 
     def array(self, name: str, values: np.ndarray) -> str:
         """Return the definition of a constant array in flash."""
@@ -239,7 +246,11 @@ def _convolution(emitter: Emitter, i: int, node: Node) -> Parts:
     kernel = "te_conv2d_s8" if node.op == "CONV_2D" else "te_depthwise_conv2d_s8"
     source = _repeated(emitter.pointer(x.name, definitions, f"x_{i}"), x.shape)
     target = _repeated(emitter.pointer(y.name, definitions, ""), y.shape)
-    return Parts(kernel, [f"&params_{i}", source, weights, bias, target], definitions, x.shape[0])
+    in_place = emitter.offsets[y.name] == emitter.offsets.get(x.name)
+    if in_place:
+        kernel, target = "te_depthwise_conv2d_inplace_s8", emitter.scratch(node)
+    arguments = [f"&params_{i}", source, weights, bias, target]
+    return Parts(kernel, arguments, definitions, x.shape[0], in_place)
 
 
 def _fully_connected(emitter: Emitter, i: int, node: Node) -> Parts:

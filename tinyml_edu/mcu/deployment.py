@@ -300,7 +300,11 @@ def deploy(
     if patch != "none":
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
     check_target(out)
-    plan = planning.plan(graph, board, planner=planner)
+    scratch = cgen.scratch_requests(graph, requant=requant, optimize=optimize)
+    ordered = planning.reorder(graph, scratch).graph
+    if ordered is not graph:
+        graph, scratch = ordered, cgen.scratch_requests(ordered, requant=requant, optimize=optimize)
+    plan = planning.plan(graph, board, planner=planner, scratch=scratch)
     sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -355,7 +359,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
 
-    symbols, costs = cgen.layer_symbols(graph), macs(graph)
+    symbols, costs = cgen.layer_symbols(graph, plan), macs(graph)
     nodes = tuple(
         {"name": node.name, "op": node.op, "macs": costs[node.name], "symbol": symbols.get(node.name, "")}
         for node in graph.nodes
@@ -368,6 +372,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
     image = elf.read_elf(folder / "firmware.elf")
     assert measured.stack_bytes is not None
     arena = image.data + image.bss
+    scratch_bytes = max((b.size_bytes for b in plan.buffers if b.kind == "scratch"), default=0)
     report = {
         "model": graph.name,
         "board": board.name,
@@ -381,8 +386,9 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "proven_optimal": plan.proven_optimal,
         "sram_bytes": {
             "input": source.size_bytes,
-            "activations": arena - source.size_bytes,
-            "scratch": 0,  # what kernels need for themselves lies on the stack and is counted there
+            "activations": arena - source.size_bytes - scratch_bytes,
+            # The largest that one kernel has in the arena; what lies on the stack is counted there.
+            "scratch": scratch_bytes,
             "stack": measured.stack_bytes,
             "total": arena + measured.stack_bytes,
         },

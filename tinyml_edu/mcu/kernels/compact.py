@@ -34,10 +34,14 @@ Sources = dict[str, tuple[str, int]]
 class CompactSelection(Selection):
     """Chooses the shared kernel of each node, where one is exact for it."""
 
-    def choose(self, node: Node) -> Fast | None:
-        """Return the shared kernel of a node, or None where its plain kernel is to be called."""
+    def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
+        """Return the shared kernel of a node, or None where its plain kernel is to be called.
+
+        No shared kernel asks for memory in the arena (``scratch_bytes``), and none works in place.
+        """
         make = _MAKERS.get(node.op)
-        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
+        constant = self.graph[node.inputs[0]].data is not None
+        if make is None or in_place or constant or not self._owns_constants(node):
             return None
         return make(self.graph, node, self.requant)
 

@@ -82,6 +82,16 @@ class Shape:
         return min(range(1, most + 1), key=lambda n: (_cost(self.block, n, self.stride, self.rows), n))
 
     @property
+    def in_place(self) -> bool:
+        """Whether y may be x: no row or column is loaded again after an output was written over it.
+
+        Output rows i and i + 1 are written when input rows up to i + 3 - pad_top are in the strip.
+        """
+        same = (self.height, self.width) == (self.out_height, self.out_width)
+        one_pass = self.block == self.out_width and self.out_height % self.rows == 0
+        return self.stride == 1 and same and one_pass and self.pad_top <= 2
+
+    @property
     def name(self) -> str:
         """The stem of the function names in C."""
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"

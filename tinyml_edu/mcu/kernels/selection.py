@@ -36,12 +36,18 @@ class Fast:
         The node's constants.
     call : str
         C statements that compute one image, with ``$x``, ``$y`` and ``$stream`` for pointers; ADD
-        has ``$x1`` and ``$x2``.
+        has ``$x1`` and ``$x2``, and ``$scratch`` is the node's working memory in the arena.
+    scratch_bytes : int
+        Working memory that the call needs.
+    in_place : bool
+        Whether y may be x.
     """
 
     sources: dict[str, tuple[str, int]]
     stream: np.ndarray
     call: str
+    scratch_bytes: int = 0
+    in_place: bool = False
 
 
 @dataclass
@@ -54,14 +60,22 @@ class Selection:
     extra_bytes: int = EXTRA_WEIGHT_BYTES
     used: dict[str, int] = field(default_factory=dict)
 
-    def choose(self, node: Node) -> Fast | None:
-        """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
+    def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
+        """Return the specialised kernel of a node, or None where its plain kernel is to be called.
+
+        ``scratch_bytes`` is the working memory that the plan gives to the node, None if there is no plan yet:
+        what the kernel then asks for is what the plan should give.  ``in_place`` says that y lies over x.
+        """
         make = _MAKERS.get(node.op)
         if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
             return None
         for fast in make(self.graph, node, self.requant):
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
             extra = fast.stream.nbytes - self._plain_bytes(node)
+            if scratch_bytes is not None and fast.scratch_bytes > scratch_bytes:
+                continue
+            if in_place and not fast.in_place:
+                continue
             if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
                 self.used = used
                 self.extra_bytes -= max(extra, 0)
@@ -197,7 +211,7 @@ def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     if shape is not None and c.fits and (c.rounding == "single" or c.doubles):
         call = f"{shape.name}($x, $y, $stream);"
         sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
-        yield Fast(sources, depthwise.stream(c), call)
+        yield Fast(sources, depthwise.stream(c), call, in_place=shape.in_place)
 
 
 def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:

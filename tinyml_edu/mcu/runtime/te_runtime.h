@@ -114,6 +114,8 @@ te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w
                        int8_t *y);
 te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w,
                                  const int32_t *bias, int8_t *y);
+te_status te_depthwise_conv2d_inplace_s8(const te_conv_params *p, int8_t *x, const int8_t *w,
+                                         const int32_t *bias, int8_t *ring);
 te_status te_fully_connected_s8(const te_fully_connected_params *p, const int8_t *x, const int8_t *w,
                                 const int32_t *bias, int8_t *y);
 te_status te_average_pool2d_s8(const te_pool_params *p, const int8_t *x, int8_t *y);
