@@ -20,7 +20,7 @@ from ..ir.ops import OPS
 from .kernels.selection import Fast, Selection
 
 LINE = 110
-_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
+C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Emitter:
         if fast:
             body = self._two_forms(i, symbol, parts, fast)
         else:
-            body = [*parts.definitions, _function(symbol, _plain_body(parts))]
+            body = [*parts.definitions, function_text(symbol, plain_body(parts))]
         text = "\n".join([self._header(i, node), *body, ""])
         name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
         return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
@@ -116,13 +116,10 @@ class Emitter:
         self._sources |= fast.sources.keys()
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
-        pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}
-        pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
-        call = Template(fast.call).substitute(pointers)
-        both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
+        both = ["#if TE_DSP", fast_body(parts, fast, f"stream_{i}"), "#else", plain_body(parts), "#endif"]
         return [
             *["#if TE_DSP", *source, stream, "#else", *parts.definitions, "#endif"],
-            _function(symbol, "\n".join(both)),
+            function_text(symbol, "\n".join(both)),
         ]
 
     def _header(self, i: int, node: Node) -> str:
@@ -153,7 +150,7 @@ class Emitter:
         """Return the definition of a constant array in flash."""
         self._bytes += values.nbytes
         body = _wrap(str(v) for v in values.ravel().tolist())
-        return f"static const {_C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
+        return f"static const {C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -170,15 +167,24 @@ def _wrap(items: Iterable[str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _function(symbol: str, body: str) -> str:
+def function_text(symbol: str, body: str) -> str:
+    """Return the function of a layer."""
     return f"TE_NOINLINE te_status {symbol}(void) {{\n{body}\n}}"
 
 
-def _plain_body(parts: Parts) -> str:
+def plain_body(parts: Parts) -> str:
+    """Return the statements of a layer that calls its plain kernel."""
     call = f"{parts.kernel}({', '.join(parts.arguments)})"
     if parts.images == 1:
         return f"    return {call};"
     return _repeat(f"TE_LAYER({call});", parts.images)
+
+
+def fast_body(parts: Parts, fast: Fast, stream: str) -> str:
+    """Return the statements of a layer that has a specialised kernel, with the array ``stream``."""
+    pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": stream}
+    pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
+    return _repeat(Template(fast.call).substitute(pointers), parts.images)
 
 
 def _repeat(statements: str, images: int) -> str:

@@ -87,11 +87,11 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     transformed = winograd.shape_of(graph, node, c)
     if transformed is not None:
         source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
-        yield _whole(source, winograd.stream(transformed, c))
+        yield whole(source, winograd.stream(transformed, c))
     adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
     if adjacent and x[3] == c.weights.shape[1]:
         for dense in _dense(c, prod(x[1:3])):
-            yield _tiled(dense, prod(x[1:3]))
+            yield tiled(dense, prod(x[1:3]))
         return
     for dense in _dense(c, prod(y[1:3]), patches=True):
         shape = direct.shape_of(graph, node, dense.shape)
@@ -106,11 +106,11 @@ def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
     if c.fits:
         for dense in _dense(c, rows):
-            yield _tiled(dense, rows)
+            yield tiled(dense, rows)
 
 
 @dataclass(frozen=True, eq=False)
-class _Dense:
+class Dense:
     """A kernel for pixels whose inputs are side by side, before anything says where the pixels are.
 
     The kernel's words end at ``end`` of ``stream``.  What follows are the codes of the channels that it does
@@ -135,30 +135,36 @@ class _Dense:
         )
 
 
-def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
+def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[Dense]:
     """Yield the exact kernels for ``pixels`` pixels, the fastest first.
 
     ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
     """
     tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
     if tile is None or tile == 1:
-        for packed in sorted(_legal(c)):  # wide words first: they cost flash, which may not be left
+        for packed in sorted(legal(c)):  # wide words first: they cost flash, which may not be left
             long = long_sums.shape_of(c, packed=packed)
             if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
-                stream = long_sums.stream(long, c)
-                sources = {long.name: (long_sums.source(long, c), long.code_bytes)}
-                yield _Dense(long, sources, stream, stream.size)
-    places = weights.to_compute(c)
-    live = c.take(places)
-    for packed in _legal(live)[:1]:
+                yield dense_of(long, c)
+    for packed in legal(c.take(weights.to_compute(c)))[:1]:
         shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
         if shape is not None:
-            stream = weights.pair_stream(live, packed=packed, places=places).ravel()
-            sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
-            yield _Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+            yield dense_of(shape, c)
 
 
-def _legal(c: Channels) -> list[bool]:
+def dense_of(shape: pointwise.Shape | long_sums.Shape, c: Channels) -> Dense:
+    """Return the kernel of a shape, with the constants of a layer."""
+    if isinstance(shape, long_sums.Shape):
+        stream = long_sums.stream(shape, c)
+        sources = {shape.name: (long_sums.source(shape, c), shape.code_bytes)}
+        return Dense(shape, sources, stream, stream.size)
+    places = weights.to_compute(c)
+    stream = weights.pair_stream(c.take(places), packed=shape.packed, places=places).ravel()
+    sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
+    return Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+
+
+def legal(c: Channels) -> list[bool]:
     """Return the choices of ``packed`` that are exact, True first."""
     return [True] * weights.is_packable(c) + [False] * (c.rounding == "single" or c.doubles)
 
@@ -171,24 +177,36 @@ def _constant_codes(c: Channels) -> np.ndarray:
     return np.pad(codes, (0, -len(codes) % 4)).view("<u4")
 
 
-def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
+def whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
     """Return the kernel whose last function computes a whole image."""
     return Fast(sources, stream, f"{list(sources)[-1]}($x, $y, $stream, $stream + {stream.size});")
 
 
-def _tiled(dense: _Dense, pixels: int) -> Fast:
-    """Return the kernel that a loop over tiles of adjacent pixels calls."""
+def tiled(dense: Dense, pixels: int, rest: Dense | None = None) -> Fast:
+    """Return the kernel that a loop over tiles of adjacent pixels calls.
+
+    Where tiles do not fill the pixels, the last one overlaps the one before, or ``rest`` computes what they
+    leave, from the same stream.
+    """
+    if rest is None:
+        return Fast(dense.sources, dense.stream, dense.fill(pixels) + _loop(dense, pixels))
+    s, first = dense.shape, pixels - rest.shape.tile
+    last = f"{rest.shape.name}($x + {first * s.k}, $y + {first * s.o}, $stream, $stream + {dense.end});"
+    call = f"{dense.fill(pixels)}{_loop(dense, first)}\n{last}"
+    return Fast(dense.sources | rest.sources, dense.stream, call)
+
+
+def _loop(dense: Dense, pixels: int) -> str:
     s, last = dense.shape, pixels - dense.shape.tile
     start, note = ("p", "")
     if pixels % s.tile:
         start, note = f"p < {last} ? p : {last}", " /* the last tile overlaps the one before */"
-    call = (
+    return (
         f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
         f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
         "}"
     )
-    return Fast(dense.sources, dense.stream, dense.fill(pixels) + call)
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
