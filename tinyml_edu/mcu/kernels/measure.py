@@ -153,7 +153,8 @@ def _run(layers: list[_Layer], board: Board, requant: str) -> list[Cost]:
         path = toolchain.compile_firmware(
             folder, board, out=folder / "firmware.elf", stack_bytes=4 * STACK_BYTES
         )
-        machine = emulator.Machine(path, board)
+        watch = tuple(f"{_SYMBOL}{i}" for i in range(len(layers)))
+        machine = emulator.Machine(path, board, watch=watch)
         machine.infer(b"\0", 0, 1, 0)
         result = machine.result(np.zeros((1, 1), np.int8))
         symbols = elf.read_elf(path).symbols
