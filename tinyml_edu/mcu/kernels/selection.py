@@ -56,27 +56,36 @@ class Selection:
 
     def choose(self, node: Node) -> Fast | None:
         """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
-        make = _MAKERS.get(node.op)
-        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
-            return None
-        for fast in make(self.graph, node, self.requant):
+        for fast in offers(self.graph, node, self.requant):
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
-            extra = fast.stream.nbytes - self._plain_bytes(node)
+            extra = fast.stream.nbytes - plain_bytes(self.graph, node)
             if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
                 self.used = used
                 self.extra_bytes -= max(extra, 0)
                 return fast
         return None
 
-    def _plain_bytes(self, node: Node) -> int:
-        """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
-        constants = sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
-        return constants + (5 * self.graph[node.outputs[0]].shape[-1] if constants else 0)
 
-    def _owns_constants(self, node: Node) -> bool:
-        """Whether no other node reads this node's weights and bias: their plain form is then left out."""
-        readers = [name for other in self.graph.nodes for name in other.inputs]
-        return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+def offers(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    """Yield the specialised kernels that may replace a node's plain one, the fastest first."""
+    if is_eligible(graph, node):
+        yield from _MAKERS[node.op](graph, node, requant)
+
+
+def is_eligible(graph: Graph, node: Node) -> bool:
+    """Whether a node's op has specialised kernels, its input is computed, and its constants are its own.
+
+    Constants that no other node reads are left out in their plain form.
+    """
+    readers = [name for other in graph.nodes for name in other.inputs]
+    own = all(graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+    return node.op in _MAKERS and graph[node.inputs[0]].data is None and own
+
+
+def plain_bytes(graph: Graph, node: Node) -> int:
+    """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
+    constants = sum(graph[name].nbytes for name in node.inputs if graph[name].data is not None)
+    return constants + (5 * graph[node.outputs[0]].shape[-1] if constants else 0)
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
