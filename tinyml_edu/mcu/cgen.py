@@ -19,7 +19,7 @@ from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
-from .kernels.selection import Selection
+from .kernels.selection import Chooser, Selection
 from .planning import Plan, aliases, lifetimes, verify
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
@@ -28,7 +28,14 @@ _RUNTIME = files("tinyml_edu.mcu") / "runtime"
 _PROJECT = files("tinyml_edu.mcu") / "project"
 
 
-def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
+def generate(
+    graph: Graph,
+    plan: Plan,
+    *,
+    requant: str = "exact",
+    optimize: str = "speed",
+    selection: Chooser | None = None,
+) -> dict[str, str]:
     """Return the generated project, file name to text.
 
     Parameters
@@ -42,6 +49,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     optimize : {"speed", "size"}
         "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
         Makefile asks of the compiler.
+    selection : Chooser, optional
+        Chooses the specialised kernels of "speed"; by default the cost model.
 
     Returns
     -------
@@ -62,8 +71,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = Selection(graph, requant) if optimize == "speed" else None
-    emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
+    chooser = (selection or Selection(graph, requant)) if optimize == "speed" else None
+    emitter = Emitter(graph, plan.offsets, aliases(graph), chooser)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {

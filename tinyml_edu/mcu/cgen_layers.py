@@ -17,7 +17,7 @@ from ..errors import UnsupportedOpError
 from ..ir import int_params
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
-from .kernels.selection import Fast, Selection
+from .kernels.selection import Chooser, Fast
 
 LINE = 110
 C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
@@ -70,7 +70,7 @@ class Emitter:
         Byte offset in the arena of each activation.
     roots : mapping of str to str
         `planning.aliases` of the graph.
-    selection : Selection, optional
+    selection : Chooser, optional
         Chooses specialised kernels; without it, every node calls its plain kernel.
     """
 
@@ -79,7 +79,7 @@ class Emitter:
         graph: Graph,
         offsets: Mapping[str, int],
         roots: Mapping[str, str],
-        selection: Selection | None = None,
+        selection: Chooser | None = None,
     ) -> None:
         self.graph = graph
         self.offsets = offsets

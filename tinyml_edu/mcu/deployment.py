@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,11 @@ from .boards import Board, get_board
 from .planning import STACK_BYTES
 from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
+if TYPE_CHECKING:
+    from .kernels.search import Search
+
 TARGETS = ("host", "emulate")
+SEARCHES = ("model", "instructions", "cycles")
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ def deploy(
     optimize: str = "speed",
     planner: str = "best",
     patch: str = "none",
+    search: str = "model",
 ) -> Deployment:
     """Compile an int8 graph for a board and measure one inference.
 
@@ -247,6 +252,10 @@ def deploy(
         A key of `planning.PLANNERS`.
     patch : {"none"}
         Patch inference.
+    search : {"model", "instructions", "cycles"}
+        How specialised kernels are chosen: by a cost model, or by measuring all candidates of each layer on
+        the board's emulated core and taking the set with the fewest instructions, or estimated cycles, that
+        fits (seconds; the cache keeps what was measured).  The report then lists the candidates.
 
     Raises
     ------
@@ -262,25 +271,71 @@ def deploy(
     board, out = get_board(board), Path(out).resolve()
     if patch != "none":
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
+    _check_search(search, board, optimize)
     check_target(out)
     plan = planning.plan(graph, board, planner=planner)
-    sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
+    chosen = _search(graph, board, requant, search) if search != "model" else None
+    options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch, "search": search}
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
-        _compile(folder, graph, plan, board, optimize)
+        sources, chosen = _build(folder, graph, plan, board, options, chosen)
         write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
-        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
-        _measure(folder, graph, plan, board, options)
+        _measure(folder, graph, plan, board, options, chosen)
         folder.chmod(0o755)
         replace_folder(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Deployment.load(out)
+
+
+def _check_search(search: str, board: Board, optimize: str) -> None:
+    if search not in SEARCHES:
+        raise UnknownNameError("search", search, SEARCHES)
+    if search != "model" and not board.has_dsp:
+        raise UsageError(
+            f"search={search!r} measures specialised kernels, and {board.name} ({board.core}) runs none;"
+            " use search='model'"
+        )
+    if search != "model" and optimize != "speed":
+        raise UsageError(
+            f"search={search!r} measures specialised kernels; use it with optimize='speed', or search='model'"
+        )
+
+
+def _search(graph: Graph, board: Board, requant: str, goal: str) -> Search:
+    from .kernels import search
+
+    return search.search(graph, board, requant=requant, goal=goal)
+
+
+def _build(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    chosen: Search | None,
+) -> tuple[dict[str, str], Search | None]:
+    """Generate and compile; where measured kernels overflow the flash, take ones that need so much less."""
+    requant, optimize = options["requant"], options["optimize"]
+    while True:
+        sources = cgen.generate(graph, plan, requant=requant, optimize=optimize, selection=chosen)
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+        try:
+            _compile(folder, graph, plan, board, optimize)
+            return sources, chosen
+        except DoesNotFitError as error:
+            missing = re.search(r"(\d+) bytes of FLASH", str(error))
+            if chosen is None or missing is None:
+                raise
+            try:
+                chosen = chosen.within(chosen.flash_bytes - int(missing[1]))
+            except DoesNotFitError:
+                raise error from None
 
 
 def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
@@ -314,7 +369,14 @@ def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
     return "  ".join(parts)
 
 
-def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]) -> None:
+def _measure(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    chosen: Search | None,
+) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
 
@@ -330,6 +392,9 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
     measured = draft.run(probe, target="emulate")
     image = elf.read_elf(folder / "firmware.elf")
     assert measured.stack_bytes is not None
+    layers = [
+        layer | ({"candidates": chosen.rows(layer["name"])} if chosen else {}) for layer in measured.layers
+    ]
     arena = image.data + image.bss
     report = {
         "model": graph.name,
@@ -338,6 +403,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "requant": options["requant"],
         "planner": options["planner"],
         "patch": options["patch"],
+        "search": options["search"],
         "macs": sum(costs.values()),
         "arena_bytes": plan.arena_bytes,
         "lower_bound_bytes": plan.lower_bound_bytes,
@@ -353,7 +419,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "estimated_cycles": measured.estimated_cycles,
         "estimated_ms": measured.estimated_ms,
         "flash_bytes": {"code": image.code, "weights": image.weights, "total": image.flash_bytes},
-        "layers": list(measured.layers),
+        "layers": layers,
     }
     stored = {
         "format": PLAN_FORMAT,

@@ -161,18 +161,14 @@ def _run(layers: list[_Layer], board: Board, requant: str) -> list[Cost]:
     return [_cost(i, layer, result, symbols) for i, layer in enumerate(layers)]
 
 
-def _cost(
-    i: int, layer: _Layer, result: emulator.EmulationResult, symbols: dict[str, elf.Symbol]
-) -> Cost:
+def _cost(i: int, layer: _Layer, result: emulator.EmulationResult, symbols: dict[str, elf.Symbol]) -> Cost:
     symbol = f"{_SYMBOL}{i}"
     shared = {
         # A function that the compiler has proven unused or has inlined is no symbol.
         name: sum(symbols[each].size for each in _FUNCTION.findall(text) or [name] if each in symbols)
         for name, text in layer.sources.items()
     }
-    return Cost(
-        result.layer_instructions[symbol], result.layer_cycles[symbol], symbols[symbol].size, shared
-    )
+    return Cost(result.layer_instructions[symbol], result.layer_cycles[symbol], symbols[symbol].size, shared)
 
 
 def _program(layers: list[_Layer]) -> dict[str, str]:

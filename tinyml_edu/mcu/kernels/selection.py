@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -42,6 +43,13 @@ class Fast:
     sources: dict[str, tuple[str, int]]
     stream: np.ndarray
     call: str
+
+
+class Chooser(Protocol):
+    """Says which nodes get a specialised kernel: `Selection` by a cost model, `search.Search` by measuring."""
+
+    def choose(self, node: Node) -> Fast | None:
+        """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
 
 
 @dataclass

@@ -205,7 +205,9 @@ def _move(s: Shape) -> str:
     asm(f"add r1, r1, #{row_bytes}")
     asm("cmp r0, r12")
     asm("bne 1b")
-    comment = "/* The next output row: transformed rows 1 and 2 become rows 0 and 1, in each of the four sums. */"
+    comment = (
+        "/* The next output row: transformed rows 1 and 2 become rows 0 and 1, in each of the four sums. */"
+    )
     return function(f"{s.name}_move", comment, [("uint32_t *", "inputs")], asm)
 
 
