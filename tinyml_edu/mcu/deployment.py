@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +25,11 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
+from .kernels.search import Search, measured_choice
 from .planning import STACK_BYTES
 from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
-if TYPE_CHECKING:
-    from .kernels.search import Search
-
 TARGETS = ("host", "emulate")
-SEARCHES = ("model", "instructions", "cycles")
 
 
 @dataclass(frozen=True)
@@ -271,19 +268,18 @@ def deploy(
     board, out = get_board(board), Path(out).resolve()
     if patch != "none":
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
-    _check_search(search, board, optimize)
     check_target(out)
     plan = planning.plan(graph, board, planner=planner)
-    chosen = _search(graph, board, requant, search) if search != "model" else None
     options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch, "search": search}
+    chosen = measured_choice(graph, board, search, requant=requant, optimize=optimize)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        sources, chosen = _build(folder, graph, plan, board, options, chosen)
+        sources, chosen = _build(folder, graph, plan, board, options, chosen=chosen)
         write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
-        _measure(folder, graph, plan, board, options, chosen)
+        _measure(folder, graph, plan, board, options, chosen=chosen)
         folder.chmod(0o755)
         replace_folder(folder, out)
     except BaseException:
@@ -292,32 +288,13 @@ def deploy(
     return Deployment.load(out)
 
 
-def _check_search(search: str, board: Board, optimize: str) -> None:
-    if search not in SEARCHES:
-        raise UnknownNameError("search", search, SEARCHES)
-    if search != "model" and not board.has_dsp:
-        raise UsageError(
-            f"search={search!r} measures specialised kernels, and {board.name} ({board.core}) runs none;"
-            " use search='model'"
-        )
-    if search != "model" and optimize != "speed":
-        raise UsageError(
-            f"search={search!r} measures specialised kernels; use it with optimize='speed', or search='model'"
-        )
-
-
-def _search(graph: Graph, board: Board, requant: str, goal: str) -> Search:
-    from .kernels import search
-
-    return search.search(graph, board, requant=requant, goal=goal)
-
-
 def _build(
     folder: Path,
     graph: Graph,
     plan: planning.Plan,
     board: Board,
     options: dict[str, str],
+    *,
     chosen: Search | None,
 ) -> tuple[dict[str, str], Search | None]:
     """Generate and compile; where measured kernels overflow the flash, take ones that need so much less."""
@@ -375,6 +352,7 @@ def _measure(
     plan: planning.Plan,
     board: Board,
     options: dict[str, str],
+    *,
     chosen: Search | None,
 ) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""

@@ -1,7 +1,7 @@
 """Every specialised kernel that is exact for a node: what a search chooses from.
 
-A *description* is a frozen dataclass that holds all that the C of a kernel depends on (a writer's ``Shape``, or
-`Adjacent`); `describe` lists those of a node, `build` makes one into C and constants.
+A *description* is a frozen dataclass that holds all that the C of a kernel depends on (a writer's ``Shape``,
+or `Adjacent`); `describe` lists those of a node, `build` makes one into C and constants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Description = Adjacent | direct.Shape | winograd.Shape | depthwise.Shape | addit
 def describe(graph: Graph, node: Node, requant: str) -> list[Description]:
     """Return the kernels that are exact for a node, in no order; none for an op without any."""
     make = _DESCRIBERS.get(node.op)
-    return list(make(graph, node, requant)) if make else []
+    return list(dict.fromkeys(make(graph, node, requant))) if make else []
 
 
 def build(description: Description, graph: Graph, node: Node, requant: str) -> Fast:
@@ -124,8 +124,9 @@ def _few(values: list[int]) -> list[int]:
 def _transformed(s: winograd.Shape) -> Iterator[winograd.Shape]:
     for pairs in winograd.tiles(s.channels, s.out_width, s.outputs):
         yield replace(s, pairs=pairs)
+        keeps = s.out_height > 1
         for unroll in {*_few(winograd.unrolls(s.channels)), 4 if s.words % 4 == 0 else 2}:
-            yield replace(s, pairs=pairs, unroll=unroll, keeps=True)
+            yield replace(s, pairs=pairs, unroll=unroll, keeps=keeps)
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Description]:

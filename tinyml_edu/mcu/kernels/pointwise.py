@@ -220,7 +220,8 @@ def _rolled_products(asm: Assembly, s: Shape) -> None:
 def _products(asm: Assembly, s: Shape) -> None:
     """Sum the products of two channels, fully unrolled over the inputs."""
     if s.unroll:
-        return _rolled_products(asm, s)
+        _rolled_products(asm, s)
+        return
     last = s.tile - 1
     first = (_EVEN[last], _ODD[last])
     asm(f"ldrd {first[0]}, {first[1]}, [r0], #8", "biases, until the last pixel's sums need the registers")

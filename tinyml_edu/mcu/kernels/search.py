@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DoesNotFitError, UnknownNameError
+from ...errors import DoesNotFitError, UnknownNameError, UsageError
 from ...ir.graph import Graph, Node
 from ..boards import Board
 from . import candidates, measure
 from .selection import CODE_BYTES, EXTRA_WEIGHT_BYTES, Fast, is_eligible, offers, plain_bytes
 
 GOALS = ("instructions", "cycles")
+WAYS = ("model", *GOALS)
+"""How kernels are chosen: by the cost model of `selection`, or by measuring."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,34 @@ class Search:
         limits = replace(self.limits, flash_bytes=flash_bytes)
         taken = solve(list(self.options.values()), limits, self.goal)
         return replace(self, limits=limits, taken=dict(zip(self.options, taken)))
+
+
+def measured_choice(
+    graph: Graph, board: Board, way: str, *, requant: str = "exact", optimize: str = "speed"
+) -> Search | None:
+    """Return the kernels of a network, measured, or None where ``way`` leaves the choice to the cost model.
+
+    Raises
+    ------
+    UnknownNameError
+        If ``way`` is not one of `WAYS`.
+    UsageError
+        If there is nothing to measure: another core, or plain kernels only.
+    """
+    if way not in WAYS:
+        raise UnknownNameError("search", way, WAYS)
+    if way == "model":
+        return None
+    if not board.has_dsp:
+        raise UsageError(
+            f"search={way!r} measures specialised kernels, and {board.name} ({board.core}) runs none;"
+            " use search='model'"
+        )
+    if optimize != "speed":
+        raise UsageError(
+            f"search={way!r} measures specialised kernels; use it with optimize='speed', or search='model'"
+        )
+    return search(graph, board, requant=requant, goal=way)
 
 
 def search(
@@ -208,7 +238,9 @@ def _choices(layers: Sequence[Sequence[Option]], functions: list[str]) -> tuple[
 
     place = {name: sum(map(len, layers)) + i for i, name in enumerate(functions)}
     entries: list[tuple[int, int, float]] = []  # row, column, value
-    low, high, column = [], [], 0
+    low: list[float] = []
+    high: list[float] = []
+    column = 0
     for layer in layers:
         entries += [(len(low), column + i, 1.0) for i in range(len(layer))]
         low.append(1.0)

@@ -46,7 +46,7 @@ class Fast:
 
 
 class Chooser(Protocol):
-    """Says which nodes get a specialised kernel: `Selection` by a cost model, `search.Search` by measuring."""
+    """Says which nodes get a specialised kernel: `Selection` by a cost model, `search.Search` measured."""
 
     def choose(self, node: Node) -> Fast | None:
         """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
