@@ -21,6 +21,7 @@ from tinyml_edu.errors import TinyMLError
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = (
     "mcu_networks",
+    "kernel_search",
     "zoo_accuracy",
     "pruning",
     "spmm",

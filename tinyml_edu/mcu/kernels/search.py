@@ -61,13 +61,15 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The last function that a layer calls, which its kernel is known by."""
-        return list(self.cost.shared_bytes)[-1]
+        """The functions that a layer calls, without those whose name ends another's."""
+        names = list(self.cost.shared_bytes)
+        inner = {n for n in names for m in names if n != m and m.endswith(n.removeprefix("te_"))}
+        return " + ".join(n for n in names if n not in inner)
 
     def row(self, *, chosen: bool) -> dict[str, Any]:
         """Return the option as a row of the report."""
         return {
-            "kernel": " + ".join(self.cost.shared_bytes),
+            "kernel": self.name,
             "instructions": self.cost.instructions,
             "cycles": self.cost.cycles,
             "code_bytes": self.cost.code_bytes,
