@@ -385,6 +385,18 @@ def test_a_full_flash_makes_the_search_take_smaller_kernels(tmp_path):
         mcu.deploy(graph, replace(BOARD, flash_bytes=6000), tmp_path / "none", search="instructions")
 
 
+def test_a_network_without_kernels_to_choose_is_searched_and_may_not_fit(tmp_path):
+    graph = Graph("softmax")
+    graph.add(Tensor("x", (1, 4000), "int8", Kind.INPUT, quant=Quant.per_tensor(0.1, 0)))
+    graph.add(Tensor("y", (1, 4000), "int8", Kind.ACTIVATION, quant=Quant.per_tensor(1 / 256, -128)))
+    graph.nodes.append(Node("n", "SOFTMAX", ("x",), ("y",), A.Softmax()))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    report = mcu.deploy(graph.validate(), "stm32f412", tmp_path / "x", search="cycles").report
+    assert report["layers"][0]["candidates"] == []
+    with pytest.raises(DoesNotFitError, match="FLASH"):
+        mcu.deploy(graph, replace(BOARD, flash_bytes=1024), tmp_path / "none", search="cycles")
+
+
 def test_a_search_says_what_it_cannot_do(tmp_path):
     graph = small_network()
     with pytest.raises(UnknownNameError, match="search"):

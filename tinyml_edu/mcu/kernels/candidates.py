@@ -107,7 +107,8 @@ def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dens
         long = long_sums.shape_of(c, packed=packed)
         if long is not None and not (patches and k > pointwise.MAX_SCRATCH_BYTES):
             yield from (replace(long, unroll=n) for n in _few(long_sums.unrolls(k)))
-    # Two tiles are worth a try: the cheapest by instructions a MAC, and the one that fits the pixels best.
+    # The largest tile, the one of fewest instructions, and a smaller one where packed weights need a register
+    # for a loop; others only do the same work in more rounds.
     tiles = [t for t in pointwise.tiles(pixels, k, 3 if patches else 2) if pointwise.is_legal(k, o, t)]
     best = pointwise.best_tile(pixels, k, 3 if patches else 2)
     for packed in legal(c.take(weights.to_compute(c))):
@@ -117,11 +118,12 @@ def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dens
 
 
 def _few(values: list[int]) -> list[int]:
-    """Return the first value, which is taken unmeasured, and the largest."""
+    """Return the first value, which is taken unmeasured, and the largest: the others lie between."""
     return list(dict.fromkeys([values[0], max(values)]))
 
 
 def _transformed(s: winograd.Shape) -> Iterator[winograd.Shape]:
+    """Yield each tile as it is taken unmeasured, and with kept rows for three lengths of a round."""
     for pairs in winograd.tiles(s.channels, s.out_width, s.outputs):
         yield replace(s, pairs=pairs)
         keeps = s.out_height > 1

@@ -202,6 +202,8 @@ def solve(layers: Sequence[Sequence[Option]], limits: Limits, goal: str) -> list
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     if not layers:
+        if limits.flash_bytes is not None and limits.flash_bytes < 0:
+            raise DoesNotFitError("no layer has kernels to choose from, so no choice takes less flash")
         return []
     options = [option for layer in layers for option in layer]
     sizes = {name: size for o in options for name, size in o.cost.shared_bytes.items()}
