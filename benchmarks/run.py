@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = (
     "mcu",
     "host_speed",
+    "kernel_search",
     "zoo_accuracy",
     "pruning",
     "spmm",

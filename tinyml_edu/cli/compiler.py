@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,12 @@ class Requant(StrEnum):
 class Optimize(StrEnum):
     speed = "speed"
     size = "size"
+
+
+class SearchGoal(StrEnum):
+    model = "model"
+    instructions = "instructions"
+    cycles = "cycles"
 
 
 def profile(model: ModelArgument, json_file: JsonOption = None) -> None:
@@ -145,6 +151,16 @@ def deploy(
     ] = Optimize.speed,
     planner: Annotated[str, typer.Option(help="A memory planner of `tinyml plan`, or best.")] = "best",
     patch: Annotated[str, typer.Option(help="Patch-based inference; only none so far.")] = "none",
+    search: Annotated[
+        SearchGoal,
+        typer.Option(
+            help="How kernels are chosen: by a cost model, or measured on the emulator for the fewest "
+            "instructions or cycles that fit the flash (seconds the first time)."
+        ),
+    ] = SearchGoal.model,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="List the kernels that a search measured.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Compile a model for a board: C project, firmware, and a report measured on the emulated core.
@@ -154,6 +170,8 @@ def deploy(
     from .. import mcu
 
     check_output(json_file)
+    if candidates and search is SearchGoal.model:
+        raise UsageError("--candidates lists what a search measured; add --search instructions or cycles")
     mcu.get_board(board)
     mcu.project_folder.check_target(out)
     deployment = mcu.deploy(
@@ -164,6 +182,7 @@ def deploy(
         optimize=optimize.value,
         planner=planner,
         patch=patch,
+        search=search.value,
     )
     report = {**deployment.report, "model": model}
     table(
@@ -180,6 +199,8 @@ def deploy(
             for r in report["layers"]
         ],
     )
+    if candidates:
+        _list_candidates(report["layers"])
     table(
         "Memory, bytes",
         ["SRAM", "", "flash", " "],
@@ -191,6 +212,24 @@ def deploy(
         f"({mcu.cycles.CAVEAT}).  Project in {out}"
     )
     write_json(json_file, report)
+
+
+def _list_candidates(layers: list[dict[str, Any]]) -> None:
+    """Print every kernel that was measured; an asterisk marks the one taken."""
+    for layer in layers:
+        if layer["candidates"]:
+            table(
+                f"{layer['name']}: {layer['op']}",
+                ["", "kernel", "instructions", "est. cycles", "code B", "constants B"],
+                [
+                    [
+                        "*" if r["chosen"] else "",
+                        *(r[key] for key in ("kernel", "instructions", "cycles", "code_bytes")),
+                        r["constant_bytes"],
+                    ]
+                    for r in layer["candidates"]
+                ],
+            )
 
 
 def _pair_up(left: dict[str, int], right: dict[str, int]) -> list[list[object]]:

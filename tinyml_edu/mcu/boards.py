@@ -54,6 +54,11 @@ class Board:
     memory_note: str = ""
 
     @property
+    def has_dsp(self) -> bool:
+        """Whether the core has the DSP extension, which the specialised kernels are written for."""
+        return self.core in ("cortex-m4", "cortex-m7")
+
+    @property
     def vector_table(self) -> int:
         """Address of the vector table, where the core finds its first stack pointer and its first PC."""
         return self.flash_origin + self.boot_bytes

@@ -21,7 +21,7 @@ from ..ir.ops import macs
 from .boards import QEMU_M4
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
 from .kernels.compact import CompactSelection
-from .kernels.selection import Selection
+from .kernels.selection import Chooser, Selection
 from .planning import Plan, PlanError, moves_nothing, verify, verify_values
 from .toolchain import linker_script
 
@@ -32,7 +32,14 @@ _PROJECT = files("tinyml_edu.mcu") / "project"
 _FIRMWARE = files("tinyml_edu.mcu") / "firmware"
 
 
-def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
+def generate(
+    graph: Graph,
+    plan: Plan,
+    *,
+    requant: str = "exact",
+    optimize: str = "speed",
+    selection: Chooser | None = None,
+) -> dict[str, str]:
     """Return the generated project, file name to text.
 
     Parameters
@@ -46,6 +53,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     optimize : {"speed", "size"}
         For cores with the DSP extension: "speed" adds a kernel for each shape of layer, "size" a few that
         all layers share.  Both say what the generated Makefile asks of the compiler.
+    selection : Chooser, optional
+        Chooses the specialised kernels of "speed"; by default the cost model.
 
     Returns
     -------
@@ -66,21 +75,19 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = (Selection if optimize == "speed" else CompactSelection)(graph, requant)
-    emitter = Emitter(graph, plan, selection)
+    if optimize == "size":
+        selection = CompactSelection(graph, requant)
+    emitter = Emitter(graph, plan, selection or Selection(graph, requant))
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {
         "model.c": _model_c(graph, plan, layers),
         "model.h": Template(_read(_PROJECT / "model.h.in")).substitute(fields),
-        "te_config.h": re.sub(
-            r"(#define TE_REQUANT_FAST) \d", rf"\1 {int(requant == 'fast')}", _read(_RUNTIME / "te_config.h")
-        ),
         "Makefile": Template(_read(_PROJECT / "Makefile.in")).substitute(fields),
         "README.md": Template(_read(_PROJECT / "README.md.in")).substitute(fields),
         **_examples(),
     }
-    return _runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)]) | result
+    return runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)], requant) | result
 
 
 def _examples() -> dict[str, str]:
@@ -157,9 +164,11 @@ def _read(path) -> str:  # type: ignore[no-untyped-def]  # an importlib Traversa
     return path.read_text(encoding="utf-8")
 
 
-def _runtime_files(names: list[str]) -> dict[str, str]:
+def runtime_files(names: list[str], requant: str) -> dict[str, str]:
     """Return the named runtime files and, transitively, the headers that they include."""
-    result: dict[str, str] = {}
+    fast = int(requant == "fast")
+    config = re.sub(r"(#define TE_REQUANT_FAST) \d", rf"\1 {fast}", _read(_RUNTIME / "te_config.h"))
+    result = {"te_config.h": config}
     queue = list(names)
     while queue:
         name = queue.pop()
@@ -212,15 +221,18 @@ def _fields(graph: Graph, plan: Plan, layers: list[Layer], requant: str, optimiz
 
 
 def _model_c(graph: Graph, plan: Plan, layers: list[Layer]) -> str:
-    calls = "".join(f"    TE_LAYER({layer.symbol}());\n" for layer in layers)
-    declarations = "".join(f"te_status {layer.symbol}(void);\n" for layer in layers)
+    symbols, texts = [layer.symbol for layer in layers], "\n".join(layer.text for layer in layers)
+    return model_c(comment_text(graph.name), symbols, texts, _memory_map(graph, plan))
+
+
+def model_c(name: str, symbols: list[str], layers: str, memory_map: str = "") -> str:
+    """Return a ``model.c`` whose network calls the functions ``symbols`` of ``layers``, in order."""
     return Template(_read(_PROJECT / "model.c.in")).substitute(
-        name=comment_text(graph.name),
-        arena_bytes=plan.arena_bytes,
-        memory_map=_memory_map(graph, plan),
-        declarations=declarations,
-        layers="\n".join(layer.text for layer in layers),
-        calls=calls,
+        name=name,
+        memory_map=memory_map,
+        declarations="".join(f"te_status {symbol}(void);\n" for symbol in symbols),
+        layers=layers,
+        calls="".join(f"    TE_LAYER({symbol}());\n" for symbol in symbols),
     )
 
 

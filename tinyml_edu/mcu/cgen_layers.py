@@ -18,11 +18,11 @@ from ..ir import int_params
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
 from .broadcasting import merged_axes
-from .kernels.selection import Fast, Selection
+from .kernels.selection import Chooser, Fast
 from .planning import Plan, moves_nothing
 
 LINE = 110
-_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
+C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Emitter:
         The int8 graph.
     plan : Plan
         Where each activation lies in the arena, and the scratch of nodes that asked for some.
-    selection : Selection, optional
+    selection : Chooser, optional
         Chooses specialised kernels; without it, every node calls its plain kernel.
     """
 
@@ -80,7 +80,7 @@ class Emitter:
         self,
         graph: Graph,
         plan: Plan,
-        selection: Selection | None = None,
+        selection: Chooser | None = None,
     ) -> None:
         self.graph = graph
         self.plan = plan
@@ -104,7 +104,7 @@ class Emitter:
         if fast:
             body = self._two_forms(i, node, parts, fast)
         else:
-            body = [*parts.definitions, _function(symbol, _plain_body(parts))]
+            body = [*parts.definitions, function_text(symbol, plain_body(parts))]
         text = "\n".join([self._header(i, node), *body, ""])
         name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
         return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
@@ -118,14 +118,11 @@ class Emitter:
         self._sources |= fast.sources.keys()
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
-        x, y = parts.arguments[1], parts.arguments[1 if parts.in_place else -1]
-        pointers = {"x": x, "y": y, "stream": f"stream_{i}", "x1": x, "x2": parts.arguments[2]}
-        pointers["scratch"] = self.scratch(node)
-        call = Template(fast.call).substitute(pointers)
-        both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
+        call = fast_body(parts, fast, f"stream_{i}", self.scratch(node))
+        both = ["#if TE_DSP", call, "#else", plain_body(parts), "#endif"]
         return [
             *["#if TE_DSP", *source, stream, "#else", *parts.definitions, "#endif"],
-            _function(f"model_layer_{i}", "\n".join(both)),
+            function_text(f"model_layer_{i}", "\n".join(both)),
         ]
 
     def _header(self, i: int, node: Node) -> str:
@@ -161,7 +158,7 @@ class Emitter:
         """Return the definition of a constant array in flash."""
         self._bytes += values.nbytes
         body = _wrap(str(v) for v in values.ravel().tolist())
-        return f"static const {_C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
+        return f"static const {C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -178,15 +175,24 @@ def _wrap(items: Iterable[str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _function(symbol: str, body: str) -> str:
+def function_text(symbol: str, body: str) -> str:
+    """Return the function of a layer."""
     return f"TE_NOINLINE te_status {symbol}(void) {{\n{body}\n}}"
 
 
-def _plain_body(parts: Parts) -> str:
+def plain_body(parts: Parts) -> str:
+    """Return the statements of a layer that calls its plain kernel."""
     call = f"{parts.kernel}({', '.join(parts.arguments)})"
     if parts.images == 1:
         return f"    return {call};"
     return _repeat(f"TE_LAYER({call});", parts.images)
+
+
+def fast_body(parts: Parts, fast: Fast, stream: str, scratch: str = "NULL") -> str:
+    """Return the statements of a layer that has a specialised kernel, with the array ``stream``."""
+    x, y = parts.arguments[1], parts.arguments[1 if parts.in_place else -1]
+    pointers = {"x": x, "y": y, "stream": stream, "scratch": scratch, "x1": x, "x2": parts.arguments[2]}
+    return _repeat(Template(fast.call).substitute(pointers), parts.images)
 
 
 def _repeat(statements: str, images: int) -> str:

@@ -26,6 +26,7 @@ from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
 from .instruments import CELL_BYTES, ArenaTrace, rows_of
+from .kernels.search import Search, measured_choice
 from .planning import STACK_BYTES
 from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
@@ -262,6 +263,7 @@ def deploy(
     optimize: str = "speed",
     planner: str = "best",
     patch: str = "none",
+    search: str = "model",
 ) -> Deployment:
     """Compile an int8 graph for a board and measure one inference.
 
@@ -284,6 +286,10 @@ def deploy(
         A key of `planning.PLANNERS`.
     patch : {"none"}
         Patch inference.
+    search : {"model", "instructions", "cycles"}
+        How specialised kernels are chosen: by a cost model, or by measuring all candidates of each layer on
+        the board's emulated core and taking the set with the fewest instructions, or estimated cycles, that
+        fits (seconds; the cache keeps what was measured).  The report then lists the candidates.
 
     Raises
     ------
@@ -305,23 +311,49 @@ def deploy(
     if ordered is not graph:
         graph, scratch = ordered, cgen.scratch_requests(ordered, requant=requant, optimize=optimize)
     plan = planning.plan(graph, board, planner=planner, scratch=scratch)
-    sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
+    options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch, "search": search}
+    chosen = measured_choice(graph, board, search, requant=requant, optimize=optimize)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
-        _compile(folder, graph, plan, board, optimize)
+        sources, chosen = _build(folder, graph, plan, board, options, chosen=chosen)
         write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
-        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
-        _measure(folder, graph, plan, board, options)
+        _measure(folder, graph, plan, board, options, chosen=chosen)
         folder.chmod(0o755)
         replace_folder(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Deployment.load(out)
+
+
+def _build(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    *,
+    chosen: Search | None,
+) -> tuple[dict[str, str], Search | None]:
+    """Generate and compile; where measured kernels overflow the flash, take ones that need so much less."""
+    requant, optimize = options["requant"], options["optimize"]
+    while True:
+        sources = cgen.generate(graph, plan, requant=requant, optimize=optimize, selection=chosen)
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+        try:
+            _compile(folder, graph, plan, board, optimize)
+            return sources, chosen
+        except DoesNotFitError as error:
+            missing = re.search(r"(\d+) bytes of FLASH", str(error))
+            if chosen is None or missing is None:
+                raise
+            try:
+                chosen = chosen.within(chosen.flash_bytes - int(missing[1]))
+            except DoesNotFitError:
+                raise error from None
 
 
 def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
@@ -355,7 +387,15 @@ def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
     return "  ".join(parts)
 
 
-def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]) -> None:
+def _measure(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    *,
+    chosen: Search | None,
+) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
 
@@ -371,6 +411,9 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
     measured = draft.run(probe, target="emulate")
     image = elf.read_elf(folder / "firmware.elf")
     assert measured.stack_bytes is not None
+    layers = [
+        layer | ({"candidates": chosen.rows(layer["name"])} if chosen else {}) for layer in measured.layers
+    ]
     arena = image.data + image.bss
     scratch_bytes = max((b.size_bytes for b in plan.buffers if b.kind == "scratch"), default=0)
     report = {
@@ -380,6 +423,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "requant": options["requant"],
         "planner": options["planner"],
         "patch": options["patch"],
+        "search": options["search"],
         "macs": sum(costs.values()),
         "arena_bytes": plan.arena_bytes,
         "lower_bound_bytes": plan.lower_bound_bytes,
@@ -396,7 +440,7 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "estimated_cycles": measured.estimated_cycles,
         "estimated_ms": measured.estimated_ms,
         "flash_bytes": {"code": image.code, "weights": image.weights, "total": image.flash_bytes},
-        "layers": list(measured.layers),
+        "layers": layers,
     }
     stored = {
         "format": PLAN_FORMAT,

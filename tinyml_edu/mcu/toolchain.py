@@ -198,6 +198,12 @@ def compile_firmware(
     return Path(out)
 
 
+def what_decides_code(board: Board, *, optimize: str = "speed", compiler: str = "zig") -> list[str]:
+    """Return all that decides the machine code of a board's firmware beside its sources."""
+    driver, options, version = _cross_compiler(board, compiler, optimize)
+    return [*driver[-1:], *options, *_COMMON, version]
+
+
 def linker_script(board: Board, stack_bytes: int = DEFAULT_STACK_BYTES) -> str:
     """Return the linker script of a board: its memory map and a stack of ``stack_bytes`` bytes."""
     if stack_bytes <= 0 or stack_bytes % 16:

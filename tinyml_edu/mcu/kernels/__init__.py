@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     submodules=[
         "addition",
         "assembly",
+        "candidates",
         "compact",
         "compact_addition",
         "compact_clamp",
@@ -17,8 +18,10 @@ __getattr__, __dir__, __all__ = attach(
         "depthwise",
         "direct",
         "long_sums",
+        "measure",
         "pointwise",
         "requantize",
+        "search",
         "selection",
         "weights",
         "winograd",

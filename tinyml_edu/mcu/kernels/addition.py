@@ -1,4 +1,4 @@
-"""ADD of two tensors of one shape, for cores with the DSP extension: four elements a round.
+"""ADD of two tensors of one shape, for cores with the DSP extension: four elements at once.
 
 ADD brings both inputs to the scale ``2 * max(s1, s2) / 2**20`` first.  The factor of the input with the
 larger scale is therefore exactly 1/2, a shift without rounding: ``a = (xa - zpa) << 19``.  The other one
@@ -27,7 +27,10 @@ _HALF = (2**30, 0)  # multiplier and exponent of the factor 1/2
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a layer.  Input a has the factor 1/2; ``swapped`` says that it is the second one."""
+    """The numbers of a layer.  Input a has the factor 1/2; ``swapped`` says that it is the second one.
+
+    A round of the loop computes ``unroll`` times four elements.
+    """
 
     swapped: bool
     a_zp: int
@@ -38,17 +41,19 @@ class Shape:
     y_addend: int
     y_shift: int
     clamp: tuple[int, int]
+    unroll: int = 1
 
     @property
     def name(self) -> str:
         """The function's name in C; what is not in its name, it reads from the stream."""
         numbers = (self.b_shift, self.y_shift, *self.clamp)
-        return "te_add_" + "_".join(str(v).replace("-", "m") for v in numbers)
+        tag = f"_unroll_{self.unroll}" if self.unroll > 1 else ""
+        return "te_add_" + "_".join(str(v).replace("-", "m") for v in numbers) + tag
 
     @property
     def code_bytes(self) -> int:
         """An upper estimate of the function's size."""
-        return 4 * (30 + 4 * 18)
+        return 4 * (28 + self.unroll * (2 + 4 * 18))
 
 
 def shape_of(graph: Graph, node: Node, requant: str) -> Shape | None:
@@ -69,6 +74,11 @@ def shape_of(graph: Graph, node: Node, requant: str) -> Shape | None:
     return Shape(swapped, a[0], b[0], b[1], -b[2], p.mo, addend, shift, (p.y_min, p.y_max))
 
 
+def unrolls(size: int) -> list[int]:
+    """Return the values that ``Shape.unroll`` may have for ``size`` elements, 1 first."""
+    return [n for n in (1, 2, 4, 8) if size % (4 * n) == 0]
+
+
 def stream(s: Shape) -> np.ndarray:
     """Return the six words that `source` reads, uint32."""
     half = (1 << (s.b_shift - 1)) if s.b_shift else 0
@@ -83,16 +93,18 @@ def source(s: Shape) -> str:
     asm("push {r3}")
     asm("ldm r12, {r5, r6, r7, r8, r9, r10}", "-zp of a and b; multiplier, half; multiplier, addend")
     asm("1:")
-    asm("ldr r3, [r0], #4")
-    asm("ldr r4, [r1], #4")
-    for j in range(4):
-        _element(asm, s, j)
+    for _ in range(s.unroll):
+        asm("ldr r3, [r0], #4")
+        asm("ldr r4, [r1], #4")
+        for j in range(4):
+            _element(asm, s, j)
     asm("ldr r11, [sp]")
     asm("cmp r2, r11")
     asm("bne 1b")
     asm("add sp, sp, #4")
     comment = (
-        "/* Sum of two tensors, four elements a round, up to the end of y.  `a` has the larger scale. */"
+        f"/* Sum of two tensors, {4 * s.unroll} elements a round, up to the end of y.\n"
+        " * `a` has the larger scale. */"
     )
     arguments = [
         ("const int8_t *", "a"),

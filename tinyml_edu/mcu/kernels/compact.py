@@ -9,6 +9,7 @@ without a budget (`all_sources`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -26,24 +27,22 @@ from . import (
 from .direct import padded
 from .pointwise import MAX_SCRATCH_BYTES
 from .requantize import VARIES, Channels, channels
-from .selection import Fast, Selection
+from .selection import Fast, is_eligible
 
 Sources = dict[str, tuple[str, int]]
 
 
-class CompactSelection(Selection):
+@dataclass
+class CompactSelection:
     """Chooses the shared kernel of each node, where one is exact for it."""
 
-    def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
-        """Return the shared kernel of a node, or None where its plain kernel is to be called.
+    graph: Graph
+    requant: str
 
-        No shared kernel asks for memory in the arena (``scratch_bytes``), and none works in place.
-        """
-        make = _MAKERS.get(node.op)
-        constant = self.graph[node.inputs[0]].data is not None
-        if make is None or in_place or constant or not self._owns_constants(node):
-            return None
-        return make(self.graph, node, self.requant)
+    def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
+        """See `Chooser.choose`."""
+        fast = _MAKERS[node.op](self.graph, node, self.requant) if is_eligible(self.graph, node) else None
+        return fast if fast and fast.suits(scratch_bytes, in_place=in_place) else None
 
 
 def all_sources() -> Sources:

@@ -46,7 +46,10 @@ _W2, _MULTIPLIER, _SHIFT, _BIAS, _END, _X, _Y, _STREAM, _LAST, _FRAME = 0, 8, 16
 
 @dataclass(frozen=True)
 class Shape:
-    """What the code of a kernel depends on: sizes of x and y, the window, rounding and clamp."""
+    """What the code of a kernel depends on: sizes of x and y, the window, rounding and clamp.
+
+    ``chosen_tile`` is `tile` where a search chose it, 0 for the one that `_cost` finds cheapest.
+    """
 
     height: int
     width: int
@@ -59,6 +62,7 @@ class Shape:
     x_zp: int
     rounding: str
     clamp: tuple[int, int]
+    chosen_tile: int = 0
 
     @property
     def rows(self) -> int:
@@ -78,8 +82,14 @@ class Shape:
     @property
     def tile(self) -> int:
         """Output columns of one round of the inner loop: as many as there are registers for sums."""
-        most = len(_SUMS) // self.rows
-        return min(range(1, most + 1), key=lambda n: (_cost(self.block, n, self.stride, self.rows), n))
+        return self.chosen_tile or min(
+            self.tiles, key=lambda n: (_cost(self.block, n, self.stride, self.rows), n)
+        )
+
+    @property
+    def tiles(self) -> range:
+        """The values that `tile` may have."""
+        return range(1, min(len(_SUMS) // self.rows, self.block) + 1)
 
     @property
     def in_place(self) -> bool:
@@ -97,6 +107,7 @@ class Shape:
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
         numbers = (self.stride, self.pad_top, self.pad_left, self.x_zp, *self.clamp)
         tags = "_".join(str(v).replace("-", "m") for v in numbers)
+        tags += f"_by_{self.chosen_tile}" if self.chosen_tile else ""
         return f"te_depthwise_{sizes}_{tags}{'' if self.rounding == 'double' else '_single'}"
 
     @property
@@ -128,7 +139,12 @@ def shape_of(graph: Graph, node: Node, c: Channels) -> Shape | None:
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
     sizes = (x[1], x[2], x[3], y[1], y[2], a.stride[0], a.padding[0], a.padding[1], x_zp)
     s = Shape(*sizes, c.rounding, c.clamp)
-    return s if s.out_height >= s.rows and s.tile * s.channels <= _IMMEDIATE else None
+    return s if is_legal(s) else None
+
+
+def is_legal(s: Shape) -> bool:
+    """Whether the image has the rows of a tile, and all its columns are in reach of one store."""
+    return s.out_height >= s.rows and s.tile * s.channels <= _IMMEDIATE
 
 
 def stream(c: Channels) -> np.ndarray:

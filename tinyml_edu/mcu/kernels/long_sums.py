@@ -29,13 +29,17 @@ _X, _X_END, _Y, _STREAM_END, _FRAME = 0, 4, 8, 12, 16
 
 @dataclass(frozen=True)
 class Shape:
-    """What the code of a kernel depends on, as `pointwise.Shape`; a tile is one pixel."""
+    """What the code of a kernel depends on, as `pointwise.Shape`; a tile is one pixel.
+
+    ``unroll`` is in groups of four inputs.
+    """
 
     k: int
     o: int
     packed: bool
     rounding: str
     clamp: tuple[int, int]
+    unroll: int
 
     tile = 1
 
@@ -45,12 +49,8 @@ class Shape:
         tags = ("" if self.packed else "_wide") + ("" if self.rounding == "double" else "_single")
         if self.clamp != (-128, 127):
             tags += "".join(f"_{v}" if v >= 0 else f"_m{-v}" for v in self.clamp)
+        tags += f"_unroll_{self.unroll}" if self.unroll != unrolls(self.k)[0] else ""
         return f"te_long_{self.k}{tags}"
-
-    @property
-    def unroll(self) -> int:
-        """Groups of four inputs of a round of the inner loop."""
-        return max(n for n in (1, 2, 3, 4) if self.k // 4 % n == 0)
 
     @property
     def code_bytes(self) -> int:
@@ -58,10 +58,16 @@ class Shape:
         return 4 * (self.unroll * 35 + GROUP * 15 + 40)
 
 
+def unrolls(k: int) -> list[int]:
+    """Return the values that ``Shape.unroll`` may have, the one that is taken unmeasured first."""
+    legal = [n for n in (1, 2, 3, 4, 8, 16) if k // 4 % n == 0]
+    return sorted(legal, key=lambda n: (n > 4, -n))
+
+
 def shape_of(c: Channels, *, packed: bool) -> Shape | None:
     """Return the kernel for a layer: inputs a multiple of 4, outputs of 8."""
     o, k = c.weights.shape
-    return None if k % 4 or o % GROUP else Shape(k, o, packed, c.rounding, c.clamp)
+    return None if k % 4 or o % GROUP else Shape(k, o, packed, c.rounding, c.clamp, unrolls(k)[0])
 
 
 def stream(s: Shape, c: Channels) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +50,22 @@ class Fast:
     scratch_bytes: int = 0
     in_place: bool = False
 
+    def suits(self, scratch_bytes: int | None, *, in_place: bool) -> bool:
+        """Whether the kernel does with so much working memory, and can write over x if it has to."""
+        enough = scratch_bytes is None or self.scratch_bytes <= scratch_bytes
+        return enough and (self.in_place or not in_place)
+
+
+class Chooser(Protocol):
+    """Says which nodes get a specialised kernel: `Selection` by a cost model, `search.Search` measured."""
+
+    def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
+        """Return the specialised kernel of a node, or None where its plain kernel is to be called.
+
+        ``scratch_bytes`` is the working memory that the plan gives to the node, None if there is no plan yet:
+        what the kernel then asks for is what the plan should give.  ``in_place`` says that y lies over x.
+        """
+
 
 @dataclass
 class Selection:
@@ -61,20 +78,11 @@ class Selection:
     used: dict[str, int] = field(default_factory=dict)
 
     def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
-        """Return the specialised kernel of a node, or None where its plain kernel is to be called.
-
-        ``scratch_bytes`` is the working memory that the plan gives to the node, None if there is no plan yet:
-        what the kernel then asks for is what the plan should give.  ``in_place`` says that y lies over x.
-        """
-        make = _MAKERS.get(node.op)
-        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
-            return None
-        for fast in make(self.graph, node, self.requant):
+        """See `Chooser.choose`."""
+        for fast in offers(self.graph, node, self.requant):
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
-            extra = fast.stream.nbytes - self._plain_bytes(node)
-            if scratch_bytes is not None and fast.scratch_bytes > scratch_bytes:
-                continue
-            if in_place and not fast.in_place:
+            extra = fast.stream.nbytes - plain_bytes(self.graph, node)
+            if not fast.suits(scratch_bytes, in_place=in_place):
                 continue
             if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
                 self.used = used
@@ -82,15 +90,27 @@ class Selection:
                 return fast
         return None
 
-    def _plain_bytes(self, node: Node) -> int:
-        """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
-        constants = sum(self.graph[name].nbytes for name in node.inputs if self.graph[name].data is not None)
-        return constants + (5 * self.graph[node.outputs[0]].shape[-1] if constants else 0)
 
-    def _owns_constants(self, node: Node) -> bool:
-        """Whether no other node reads this node's weights and bias: their plain form is then left out."""
-        readers = [name for other in self.graph.nodes for name in other.inputs]
-        return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+def offers(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    """Yield the specialised kernels that may replace a node's plain one, the fastest first."""
+    if is_eligible(graph, node):
+        yield from _MAKERS[node.op](graph, node, requant)
+
+
+def is_eligible(graph: Graph, node: Node) -> bool:
+    """Whether a node's op has specialised kernels, its input is computed, and its constants are its own.
+
+    Constants that no other node reads are left out in their plain form.
+    """
+    readers = [name for other in graph.nodes for name in other.inputs]
+    own = all(graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+    return node.op in _MAKERS and graph[node.inputs[0]].data is None and own
+
+
+def plain_bytes(graph: Graph, node: Node) -> int:
+    """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
+    constants = sum(graph[name].nbytes for name in node.inputs if graph[name].data is not None)
+    return constants + (5 * graph[node.outputs[0]].shape[-1] if constants else 0)
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
@@ -101,11 +121,11 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     transformed = winograd.shape_of(graph, node, c)
     if transformed is not None:
         source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
-        yield _whole(source, winograd.stream(transformed, c))
+        yield whole(source, winograd.stream(transformed, c))
     adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
     if adjacent and x[3] == c.weights.shape[1]:
         for dense in _dense(c, prod(x[1:3])):
-            yield _tiled(dense, prod(x[1:3]))
+            yield tiled(dense, prod(x[1:3]))
         return
     for dense in _dense(c, prod(y[1:3]), patches=True):
         shape = direct.shape_of(graph, node, dense.shape)
@@ -120,11 +140,11 @@ def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
     if c.fits:
         for dense in _dense(c, rows):
-            yield _tiled(dense, rows)
+            yield tiled(dense, rows)
 
 
 @dataclass(frozen=True, eq=False)
-class _Dense:
+class Dense:
     """A kernel for pixels whose inputs are side by side, before anything says where the pixels are.
 
     The kernel's words end at ``end`` of ``stream``.  What follows are the codes of the channels that it does
@@ -149,30 +169,36 @@ class _Dense:
         )
 
 
-def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
+def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[Dense]:
     """Yield the exact kernels for ``pixels`` pixels, the fastest first.
 
     ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
     """
     tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
     if tile is None or tile == 1:
-        for packed in sorted(_legal(c)):  # wide words first: they cost flash, which may not be left
+        for packed in sorted(legal(c)):  # wide words first: they cost flash, which may not be left
             long = long_sums.shape_of(c, packed=packed)
             if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
-                stream = long_sums.stream(long, c)
-                sources = {long.name: (long_sums.source(long, c), long.code_bytes)}
-                yield _Dense(long, sources, stream, stream.size)
-    places = weights.to_compute(c)
-    live = c.take(places)
-    for packed in _legal(live)[:1]:
+                yield dense_of(long, c)
+    for packed in legal(c.take(weights.to_compute(c)))[:1]:
         shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
         if shape is not None:
-            stream = weights.pair_stream(live, packed=packed, places=places).ravel()
-            sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
-            yield _Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+            yield dense_of(shape, c)
 
 
-def _legal(c: Channels) -> list[bool]:
+def dense_of(shape: pointwise.Shape | long_sums.Shape, c: Channels) -> Dense:
+    """Return the kernel of a shape, with the constants of a layer."""
+    if isinstance(shape, long_sums.Shape):
+        stream = long_sums.stream(shape, c)
+        sources = {shape.name: (long_sums.source(shape, c), shape.code_bytes)}
+        return Dense(shape, sources, stream, stream.size)
+    places = weights.to_compute(c)
+    stream = weights.pair_stream(c.take(places), packed=shape.packed, places=places).ravel()
+    sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
+    return Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+
+
+def legal(c: Channels) -> list[bool]:
     """Return the choices of ``packed`` that are exact, True first."""
     return [True] * weights.is_packable(c) + [False] * (c.rounding == "single" or c.doubles)
 
@@ -185,24 +211,36 @@ def _constant_codes(c: Channels) -> np.ndarray:
     return np.pad(codes, (0, -len(codes) % 4)).view("<u4")
 
 
-def _whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
+def whole(sources: dict[str, tuple[str, int]], stream: np.ndarray) -> Fast:
     """Return the kernel whose last function computes a whole image."""
     return Fast(sources, stream, f"{list(sources)[-1]}($x, $y, $stream, $stream + {stream.size});")
 
 
-def _tiled(dense: _Dense, pixels: int) -> Fast:
-    """Return the kernel that a loop over tiles of adjacent pixels calls."""
+def tiled(dense: Dense, pixels: int, rest: Dense | None = None) -> Fast:
+    """Return the kernel that a loop over tiles of adjacent pixels calls.
+
+    Where tiles do not fill the pixels, the last one overlaps the one before, or ``rest`` computes what they
+    leave, from the same stream.
+    """
+    if rest is None:
+        return Fast(dense.sources, dense.stream, dense.fill(pixels) + _loop(dense, pixels))
+    s, first = dense.shape, pixels - rest.shape.tile
+    last = f"{rest.shape.name}($x + {first * s.k}, $y + {first * s.o}, $stream, $stream + {dense.end});"
+    call = f"{dense.fill(pixels)}{_loop(dense, first)}\n{last}"
+    return Fast(dense.sources | rest.sources, dense.stream, call)
+
+
+def _loop(dense: Dense, pixels: int) -> str:
     s, last = dense.shape, pixels - dense.shape.tile
     start, note = ("p", "")
     if pixels % s.tile:
         start, note = f"p < {last} ? p : {last}", " /* the last tile overlaps the one before */"
-    call = (
+    return (
         f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
         f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
         "}"
     )
-    return Fast(dense.sources, dense.stream, dense.fill(pixels) + call)
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
