@@ -18,7 +18,7 @@ import numpy as np
 from c_structs import STRUCTS
 
 from tinyml_edu.ir.graph import Graph, Kind
-from tinyml_edu.mcu import toolchain
+from tinyml_edu.mcu import planning, toolchain
 from tinyml_edu.mcu.cgen_layers import EMITTERS, Emitter
 
 GUARD, FILL = 64, 0x5A
@@ -61,8 +61,7 @@ class Layer:
             self.offsets[tensor.name] = at
             at += tensor.nbytes + GUARD
         self.arena = np.full(at, FILL, np.uint8)
-        roots = {name: name for name in self.offsets}
-        self.parts = EMITTERS[self.node.op](Emitter(graph, self.offsets, roots), 0, self.node)
+        self.parts = EMITTERS[self.node.op](Emitter(graph, planning.placed(self.offsets, at)), 0, self.node)
         self.names: dict[str, Any] = {"NULL": None}
         self.kept: dict[str, Any] = {}
         base = self.arena.ctypes.data

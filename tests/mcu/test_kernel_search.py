@@ -41,7 +41,7 @@ def outputs_of_all(graph: Graph, kernels: list[Fast], x: np.ndarray, folder) -> 
     step, texts, seen = -(-y.nbytes // 16) * 16, [], set()
     for i, fast in enumerate(kernels):
         places = offsets | {y.name: end + i * step}
-        parts = EMITTERS[node.op](Emitter(graph, places, {name: name for name in places}), i, node)
+        parts = EMITTERS[node.op](Emitter(graph, planning.placed(places, 0)), i, node)
         texts += [text for name, (text, _) in fast.sources.items() if name not in seen]
         seen |= fast.sources.keys()
         words = ", ".join(f"{w}u" for w in fast.stream.ravel().tolist())

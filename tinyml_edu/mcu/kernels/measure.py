@@ -22,7 +22,7 @@ from .. import cgen, cycles, elf, emulator, toolchain
 from ..boards import Board
 from ..cgen_layers import C_TYPES, EMITTERS, Emitter, fast_body, function_text, plain_body
 from ..compile_cache import built_beside, cached
-from ..planning import ALIGNMENT, STACK_BYTES, Plan
+from ..planning import ALIGNMENT, STACK_BYTES, placed
 from .selection import Fast
 
 _SYMBOL, _STREAM = "model_layer_", "te_stream"
@@ -124,16 +124,7 @@ def _layer(graph: Graph, node: Node, fast: Fast | None) -> _Layer:
         if graph[name].data is None and name not in offsets:
             offsets[name] = end
             end += -(-graph[name].nbytes // ALIGNMENT) * ALIGNMENT
-    plan = Plan(
-        offsets=offsets,
-        arena_bytes=end,
-        lower_bound_bytes=end,
-        planner="naive",
-        proven_optimal=False,
-        seconds=0.0,
-        buffers=(),
-    )
-    parts = EMITTERS[node.op](_WithoutConstants(graph, plan), 0, node)
+    parts = EMITTERS[node.op](_WithoutConstants(graph, placed(offsets, end)), 0, node)
     if fast is None:
         words = max((graph[name].nbytes // 4 + 1 for name in node.inputs), default=0)
         # Definitions inside the function: every layer has a params_0.

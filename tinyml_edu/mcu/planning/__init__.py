@@ -10,7 +10,7 @@ from .exact import Solution, solve
 from .explanation import explain_sram, peak, short_name
 from .ordering import Schedule, reorder
 from .placement import Planner
-from .planner import PLANNERS, STACK_BYTES, Plan, compare, plan, streamed_input_bound
+from .planner import PLANNERS, STACK_BYTES, Plan, compare, placed, plan, streamed_input_bound
 from .sharing import Sharing, aliases, lifetimes, moves_nothing, scratch_name, share
 from .verification import verify, verify_values
 
@@ -36,6 +36,7 @@ __all__ = [
     "lower_bound",
     "moves_nothing",
     "peak",
+    "placed",
     "plan",
     "reorder",
     "scratch_name",
