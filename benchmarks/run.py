@@ -29,6 +29,7 @@ BENCHMARKS = (
     "equalization",
     "parity",
     "xnor",
+    "quantization_peers",
 )
 
 
