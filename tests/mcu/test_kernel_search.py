@@ -149,7 +149,7 @@ def test_every_candidate_of_an_addition_equals_numpy(s1, s2, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES}))
 def test_candidates_of_many_more_random_layers_equal_numpy(kind, tmp_path):
-    for seed in range(2000, 2030):
+    for seed in range(2000, 2010):
         folder = tmp_path / str(seed)
         folder.mkdir()
         graph = random_layer(kind, seed)
