@@ -26,7 +26,7 @@ from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
 from .planning import STACK_BYTES
-from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
+from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts, writing
 
 TARGETS = ("host", "emulate")
 
@@ -254,6 +254,8 @@ def deploy(
         If SRAM or flash do not suffice: the bytes missing, what takes them, and what to try.
     UsageError, UnsupportedOpError
         See `cgen.generate`.
+    DataError
+        If the folder cannot be written.
     """
     if not isinstance(graph, Graph):
         raise UsageError(
@@ -265,21 +267,22 @@ def deploy(
     check_target(out)
     plan = planning.plan(graph, board, planner=planner)
     sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
-        _compile(folder, graph, plan, board, optimize)
-        write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
-        for name, content in cgen.example_files(graph, requant).items():
-            (folder / name).write_bytes(content)
-        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
-        _measure(folder, graph, plan, board, options)
-        folder.chmod(0o755)
-        replace_folder(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+            _compile(folder, graph, plan, board, optimize)
+            write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
+            for name, content in cgen.example_files(graph, requant).items():
+                (folder / name).write_bytes(content)
+            options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
+            _measure(folder, graph, plan, board, options)
+            folder.chmod(0o755)
+            replace_folder(folder, out)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return Deployment.load(out)
 
 
