@@ -23,7 +23,7 @@ $(VENV)/bin/python:
 	  echo "tinyml_edu needs Python 3.11 or newer; install one and run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; fi
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not create $(VENV); on Debian run: sudo apt-get install python3-venv" >&2; exit 1; }
 
-# One stamp per extra; `dev` contains the others.
+# One stamp per extra; `dev` contains the others, but not `peers`.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[$*]"
 	@touch $@
@@ -61,7 +61,7 @@ grade: $(VENV)/.installed-labs  ## grade the sample class
 	$(BIN)/python -m tinyml_edu.grading.sample lab00 .build/sample_class
 	$(BIN)/tinyml grade run lab00 --submissions .build/sample_class --csv .build/grades.csv --json .build/grades.json --unsafe-no-sandbox
 
-bench: $(VENV)/.installed-dev  ## run benchmarks/ and write docs/results.json
+bench: $(VENV)/.installed-dev $(VENV)/.installed-peers  ## run benchmarks/ and write docs/results.json
 	$(BIN)/python -m benchmarks.run
 
 clean:  ## remove the environment and what was built (not the grading records)

@@ -3,12 +3,13 @@
     python -m benchmarks.quantization --quick                # minutes: few examples, one seed
     python -m benchmarks.quantization --data glyphs32        # one table, three seeds
     python -m benchmarks.quantization                        # all tables
+    python -m benchmarks.quantization --choose               # the grids that set sparsity and learning rate
 
 Seeds differ in the 256 calibration images and in the order and augmentation of training.  Controls: rounding
 to nearest beside AdaRound, one scale a tensor beside one a channel, and the float network with the same extra
-epochs beside everything that trains.  Integer networks are run by the integer kernels.  What is printed is
-measured on the test split.  The rates of quantization-aware training and the sparsities come from single runs
-that looked at the test split too: choose them anew on the validation split before the figures are quoted.
+epochs beside everything that trains.  Integer networks are run by the integer kernels.  The tables are of
+the test split; the learning rate of quantization-aware training and the sparsity of Deep Compression were
+chosen by ``--choose``, which sees the validation split and another seed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.saved import saved_row
 from benchmarks.study import Study, print_tables
-from tinyml_edu import mcu, quantization, train
+from tinyml_edu import distillation, mcu, quantization, train
 from tinyml_edu.pruning import PruneConfig, prune
 from tinyml_edu.quantization import KMeansQuantizer, QuantConfig, QuantizedModel
 from tinyml_edu.quantization import deep_compression as chain
@@ -46,8 +48,12 @@ class Plan:
         Of float weights under masks or codebooks.
     aware : TrainConfig
         Of quantization-aware training, where batch norms are folded and rates are small.
+    distilled : TrainConfig
+        Of pruned weights that learn from the network before pruning.
     sparsity : float
         Of the network that Deep Compression shares and codes.
+    low_bit : TrainConfig, optional
+        Of networks with two or three weight values; without it they are left out.
     rounding_steps : int
         Of AdaRound, a layer.
     """
@@ -55,7 +61,9 @@ class Plan:
     data: str
     tuning: train.TrainConfig
     aware: train.TrainConfig
+    distilled: train.TrainConfig
     sparsity: float
+    low_bit: train.TrainConfig | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     calibration: int = 256
     rounding_steps: int = 600
@@ -65,24 +73,40 @@ class Plan:
 _TUNING = train.TrainConfig(
     epochs=2, learning_rate=0.03, schedule="cosine", label_smoothing=0.05, shift=2, progress=False
 )
-_AWARE = replace(_TUNING, epochs=1, learning_rate=0.003, ema=0.99)
+_AWARE = replace(_TUNING, epochs=1, learning_rate=0.001, ema=0.99)
+
+_LOW_BIT = replace(_TUNING, epochs=8, learning_rate=1e-3, optimizer="adamw", weight_decay=0.0)
+
+_CIFAR10 = replace(_TUNING, epochs=10, learning_rate=0.05, shift=3, flip=True, ema=0.998)
 
 PLANS = {
-    "glyphs32": Plan("glyphs32", _TUNING, _AWARE, sparsity=0.85),
+    "glyphs32": Plan(
+        "glyphs32",
+        tuning=_TUNING,
+        aware=_AWARE,
+        distilled=_TUNING,
+        sparsity=0.83,
+        low_bit=_LOW_BIT,
+    ),
     "cifar10": Plan(
         "cifar10",
-        replace(_TUNING, epochs=10, learning_rate=0.05, shift=3, flip=True, ema=0.998),
-        replace(_AWARE, epochs=2, learning_rate=0.01, shift=3, flip=True),
-        sparsity=0.77,
+        tuning=_CIFAR10,
+        aware=replace(_AWARE, epochs=2, learning_rate=0.003, shift=3, flip=True),
+        distilled=_CIFAR10,
+        sparsity=0.82,
     ),
 }
 
 
-class Table(Study):
-    """Runs one plan; the graph is captured once."""
+_SMALL_LAYER = 40_000
+"""Weights; Deep Compression shares those of smaller layers at 4 bits."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
+
+class Table(Study):
+    """Runs one plan; the graph is captured once.  Accuracies are of ``split``."""
+
+    def __init__(self, plan: Plan, split: str = "test") -> None:
+        super().__init__(plan, split)
         self.plan = plan
         self.graph = mcu.capture(self.dense, torch.zeros(1, 3, 32, 32))
 
@@ -109,7 +133,10 @@ class Table(Study):
         for bits in (8, 4, 3, 2):
             rows[f"kmeans{bits}"] = functools.partial(self.shared, bits=bits, epochs=0)
         rows["kmeans2.tuned"] = functools.partial(self.shared, bits=2, epochs=1)
-        return rows | {"deep_compression": self.deep_compression}
+        rows["deep_compression"] = self.deep_compression
+        if self.plan.low_bit is not None:
+            rows |= {"ternary": self.ternary, "binary": self.binary, "xnor": self.xnor}
+        return rows
 
     def calibration(self, seed: int) -> np.ndarray:
         """Return random training images, uint8 (n, H, W, C)."""
@@ -152,24 +179,28 @@ class Table(Study):
         return self.integers(quantization.convert(module))
 
     def shared(self, seed: int, *, bits: int, epochs: int) -> Row:
-        """Return k-means codebooks for the weights, in float arithmetic."""
+        """Return k-means codebooks for the weights, distilled if ``epochs``; in float arithmetic."""
         model = copy.deepcopy(self.dense)
         quantizer = KMeansQuantizer(model, bits, seed=seed)
         if epochs:
             config = replace(self.plan.tuning, epochs=epochs, ema=0.0)
-            self.tune(model, config, seed, after_step=quantizer.after_step)
+            self.distil(model, config, seed, quantizer.after_step)
         return {"accuracy": self.accuracy(model)}
 
     def deep_compression(self, seed: int) -> Row:
-        """Prune, fine-tune, share at 3 bits, tune the codebooks, write one file, evaluate what it holds."""
+        """Prune, fine-tune, share, tune the codebooks, write one file, evaluate what it holds.
+
+        Both trainings are distillation: the network before compression is the teacher.  Small layers get
+        codebooks of 4 bits, which costs few bytes, the others of 3.
+        """
         config = PruneConfig("l1", "element", self.plan.sparsity, ratios="global", seed=seed)
         pruned = prune(self.dense, config)
-        self.tune(pruned.model, self.plan.tuning, seed, after_step=pruned.after_step)
-        quantizer = KMeansQuantizer(pruned.model, 3, seed=seed)
-        # Summed gradients of thousands of weights want an optimizer that normalises them.
-        last = replace(self.plan.tuning, epochs=1, optimizer="adamw", learning_rate=1e-3, ema=0.0)
-        with quantizer.summed_gradients(pruned.model):
-            self.tune(pruned.model, last, seed, after_step=quantizer.after_step)
+        self.distil(pruned.model, self.plan.distilled, seed, pruned.after_step)
+        weights = {name: p.numel() for name, p in pruned.model.named_parameters() if p.ndim > 1}
+        bits = {name: 4 if size < _SMALL_LAYER else 3 for name, size in weights.items()}
+        quantizer = KMeansQuantizer(pruned.model, bits, seed=seed)
+        last = replace(self.plan.distilled, epochs=1, learning_rate=0.01, ema=0.0)
+        self.distil(pruned.model, last, seed, quantizer.after_step)
         chain.round_small_tensors(pruned.model)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.tedc"
@@ -180,6 +211,31 @@ class Table(Study):
         assert size == report.file_bytes
         return {"accuracy": self.accuracy(model), "bytes": size, "ratio": report.ratio}
 
+    def ternary(self, seed: int) -> Row:
+        """Return Trained Ternary Quantization, from the checkpoint."""
+        return self.low_bit(quantization.ternarize_layers(self.dense), seed)
+
+    def binary(self, seed: int) -> Row:
+        """Return binary weights with a scale a channel, from the checkpoint."""
+        return self.low_bit(quantization.binarize_layers(self.dense), seed, quantization.clip_weights)
+
+    def xnor(self, seed: int) -> Row:
+        """Return binary weights and inputs, from random weights: the blocks have another order."""
+        torch.manual_seed(seed)
+        return self.low_bit(quantization.xnor_vgg_lite(), seed, quantization.clip_weights)
+
+    def low_bit(self, model: nn.Module, seed: int, after_step: Any = None) -> Row:
+        """Train and judge a network of two or three weight values, in float arithmetic."""
+        assert self.plan.low_bit is not None
+        self.tune(model, self.plan.low_bit, seed, after_step=after_step)
+        return {"accuracy": self.accuracy(model)}
+
+    def distil(self, model: nn.Module, config: train.TrainConfig, seed: int, after_step: Any) -> None:
+        """Train in place on the soft predictions of the network before compression."""
+        images, held_out = self.splits["train"], self.splits["validation"]
+        config = replace(config, seed=seed)
+        distillation.fit(model, self.dense, images, held_out, config, after_step=after_step)
+
     def same_epochs(self, seed: int) -> Row:
         """Return the float network with the epochs that tuned rows get."""
         model = copy.deepcopy(self.dense)
@@ -187,9 +243,9 @@ class Table(Study):
         return {"accuracy": self.accuracy(model)}
 
     def integers(self, model: QuantizedModel) -> Row:
-        """Return the accuracy of the integer kernels on the test split, and the bytes in flash, packed."""
-        test = self.splits["test"]
-        return {"accuracy": model.evaluate(test.x, test.y), "bytes": model.packed_weight_bytes}
+        """Return the accuracy of the integer kernels, and the bytes in flash, packed."""
+        judged = self.splits[self.split]
+        return {"accuracy": model.evaluate(judged.x, judged.y), "bytes": model.packed_weight_bytes}
 
 
 def quick(plan: Plan) -> Plan:
@@ -198,6 +254,8 @@ def quick(plan: Plan) -> Plan:
         plan,
         tuning=replace(plan.tuning, epochs=1),
         aware=replace(plan.aware, epochs=1),
+        distilled=replace(plan.distilled, epochs=1),
+        low_bit=plan.low_bit and replace(plan.low_bit, epochs=1),
         seeds=(0,),
         calibration=32,
         rounding_steps=20,
@@ -237,9 +295,42 @@ def _run(table: Table) -> dict[str, tuple[float, str]]:
     return results
 
 
+# The settings that a row depends on beside `_BASE`: another value of one leaves the other rows as they are.
+_BASE = ("data", "calibration", "rounding_steps", "examples")
+_USES = {
+    "same_epochs": ("tuning",),
+    "w4a4": ("aware",),
+    "kmeans2.tuned": ("tuning",),
+    "deep_compression": ("distilled", "sparsity"),
+} | dict.fromkeys(("ternary", "binary", "xnor"), ("low_bit",))
+
+
 def _saved(table: Table, key: str, compute: Callable[[int], Row], seed: int) -> Row:
-    inputs = {"checkpoint": table.card["sha256"], "row": key, "seed": seed, "plan": asdict(table.plan)}
+    settings = asdict(table.plan)
+    inputs = {name: settings[name] for name in (*_BASE, *_USES.get(key, ()))}
+    inputs |= {"checkpoint": table.card["sha256"], "row": key, "seed": seed, "split": table.split}
     return saved_row("quantization", inputs, functools.partial(compute, seed))
+
+
+AWARE_RATES = (0.001, 0.003, 0.01, 0.03)
+SPARSITIES = (0.8, 0.82, 0.83, 0.86)
+
+
+def choose(plans: tuple[Plan, ...]) -> None:
+    """Print the validation accuracy of each choice, with a seed that the tables do not use."""
+    seed = 9
+    for plan in plans:
+        table = Table(plan, "validation")
+        print(f"{plan.data}: float32 {table.accuracy(table.dense):.4f} on the validation split")
+        for rate in AWARE_RATES:
+            table.plan = replace(plan, aware=replace(plan.aware, learning_rate=rate))
+            row = _saved(table, "w4a4", table.aware, seed)
+            print(f"  w4a4, rate {rate:5}  {row['accuracy']:.4f}", flush=True)
+        for sparsity in SPARSITIES:
+            table.plan = replace(plan, sparsity=sparsity)
+            row = _saved(table, "deep_compression", table.deep_compression, seed)
+            text = f"{row['ratio']:5.1f}x  {row['accuracy']:.4f}"
+            print(f"  deep compression, sparsity {sparsity}  {text}", flush=True)
 
 
 def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> dict[str, tuple[float, str]]:
@@ -252,4 +343,4 @@ def _keys(key: str, mean: Mapping[str, float], start: float, spread: float) -> d
 
 
 if __name__ == "__main__":
-    print_tables(__doc__, PLANS, quick, figures)
+    print_tables(__doc__, PLANS, quick, figures, choose)

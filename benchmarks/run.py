@@ -19,7 +19,17 @@ from tinyml_edu._files import write_atomically
 from tinyml_edu.errors import TinyMLError
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("mcu_networks", "zoo_accuracy", "pruning", "spmm", "quantization", "parity", "xnor")
+BENCHMARKS = (
+    "mcu_networks",
+    "zoo_accuracy",
+    "pruning",
+    "spmm",
+    "quantization",
+    "equalization",
+    "parity",
+    "xnor",
+    "quantization_peers",
+)
 
 
 def meta() -> dict[str, Any]:

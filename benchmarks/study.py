@@ -33,18 +33,19 @@ class Plan(Protocol):
 
 
 class Study:
-    """The checkpoint and the splits of one plan, loaded once."""
+    """The checkpoint and the splits of one plan, loaded once.  Accuracies are of ``split``."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, split: str = "test") -> None:
+        self.split = split
         self.dense, self.card = zoo.load(f"vgg_lite.{plan.data}")
         self.splits: dict[str, data.Dataset] = {}
-        for split in ("train", "validation", "test"):
-            size = {"size": plan.examples[split]} if split in plan.examples else {}
-            self.splits[split] = data.load(plan.data, split, **size)
+        for name in ("train", "validation", "test"):
+            size = {"size": plan.examples[name]} if name in plan.examples else {}
+            self.splits[name] = data.load(plan.data, name, **size)
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy of a float network on the test split."""
-        return train.evaluate(model, self.splits["test"])
+        """Return the accuracy of a float network."""
+        return train.evaluate(model, self.splits[self.split])
 
     def tune(self, model: nn.Module, config: train.TrainConfig, seed: int, after_step: Any = None) -> None:
         """Train in place."""
@@ -53,12 +54,19 @@ class Study:
 
 
 def print_tables(
-    doc: str | None, plans: Mapping[str, Any], quick: Callable[[Any], Any], figures: Callable[..., object]
+    doc: str | None,
+    plans: Mapping[str, Any],
+    quick: Callable[[Any], Any],
+    figures: Callable[..., object],
+    choose: Callable[..., object] | None = None,
 ) -> None:
-    """Read the command line and run ``figures`` on the plans that it names."""
+    """Read the command line and run ``figures``, or ``choose``, on the plans that it names."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few examples, one seed, one epoch; glyphs32")
     parser.add_argument("--data", choices=plans, help="one data set; default: all")
+    if choose is not None:
+        parser.add_argument("--choose", action="store_true", help="compare settings on the validation split")
     options = parser.parse_args()
     chosen = (plans[options.data],) if options.data else tuple(plans.values())
-    figures((quick(plans["glyphs32"]),) if options.quick else chosen)
+    run = choose if choose is not None and options.choose else figures
+    run((quick(plans["glyphs32"]),) if options.quick else chosen)

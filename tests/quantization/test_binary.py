@@ -12,9 +12,9 @@ from torch import nn
 
 from tinyml_edu import data, train, zoo
 from tinyml_edu.errors import UnknownNameError, UsageError
-from tinyml_edu.models import ConvBN
+from tinyml_edu.models import ConvBN, vgg_lite
 from tinyml_edu.quantization.binary import BinaryConv2d, BinaryLinear, binarize, clip_weights, sign_ste
-from tinyml_edu.quantization.low_bit_networks import binarize_layers
+from tinyml_edu.quantization.low_bit_networks import binarize_layers, xnor_vgg_lite
 from tinyml_edu.quantization.runtime.packed_layer import PackedLayer
 
 
@@ -255,6 +255,24 @@ def test_networks_that_cannot_be_binarized_are_refused():
         binarize_layers(net, skip=["2"])
     with pytest.raises(UsageError, match="ReLU"):
         binarize_layers(net, method="xnor")
+
+
+def test_an_xnor_vgg_has_the_shape_of_the_real_one_and_reads_signs_of_both_kinds():
+    net, real = xnor_vgg_lite(width=0.25), vgg_lite(width=0.25)
+    binary = [m for m in net.modules() if isinstance(m, BinaryConv2d)]
+    convolutions = [m for m in real.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.weight.shape for m in binary] == [m.weight.shape for m in convolutions[1:]]
+    assert all(m.method == "xnor" for m in binary)
+    shares = {}
+    for name, module in net.named_modules():
+        if isinstance(module, BinaryConv2d):
+            module.register_forward_pre_hook(
+                lambda _, x, name=name: shares.update({name: float((x[0] >= 0).float().mean())})
+            )
+    assert net(torch.randn(16, 3, 32, 32)).shape == (16, 10)
+    # Batch norm centres each channel, so both signs are there, also behind a maximum over pixels.
+    assert len(shares) == len(binary)
+    assert all(0.1 < share < 0.9 for share in shares.values()), shares
 
 
 def test_clipping_holds_real_weights_within_one():

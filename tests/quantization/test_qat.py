@@ -33,6 +33,7 @@ from tinyml_edu.quantization import (
     prepare_qat,
     qat,
     quantize_graph,
+    weight_scales,
 )
 from tinyml_edu.quantization.fake_quantization import SMALLEST_STEP, fake_quantize
 from tinyml_edu.quantization.qat import QATGraph
@@ -460,6 +461,20 @@ def test_a_channel_of_zeros_beside_a_large_bias_survives_conversion():
         module(torch.from_numpy(x)).sum().backward()
         assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
         assert max(code_distances(module, convert(module).graph, x).values()) <= 1
+
+
+def test_a_channel_of_zeros_without_bias_has_the_step_of_the_integer_network():
+    """The floor of ``s_x * s_w / s_y``, which only such a channel reaches."""
+    graph = mcu.capture(nn.Linear(3, 2, bias=False), torch.zeros(1, 3))
+    node = graph.nodes[0]
+    graph.update(node.inputs[1], data=np.array([[1, 2, 3], [0, 0, 0]], np.float32))
+    ranges = {node.inputs[0]: (-1.0, 1.0), node.outputs[0]: (-6.0, 6.0)}
+    expected = weight_scales(graph, ranges, QuantConfig(4))[node.inputs[1]]
+    for method in ("ste", "lsq"):
+        step = prepare_qat(graph, ranges, QuantConfig(4), method=method).weight_step(node)
+        # float64 quotients of float32 scales, rounded once.
+        assert step.tolist() == pytest.approx(expected.tolist(), rel=2 * 2**-24)
+    assert expected[1] == pytest.approx(6 * 2.0**-24, rel=1e-6)
 
 
 # --- training ---

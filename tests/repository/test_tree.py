@@ -75,7 +75,7 @@ def test_only_the_library_is_importable():
 def test_constraints_pin_every_direct_dependency(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    used = ("mcu", "tflite", "labs", "dev")
+    used = ("mcu", "tflite", "labs", "dev", "peers")
     wanted = [*project["dependencies"], *(r for e in used for r in extras[e])]
     names = {re.split(r"[\[><=; ]", r)[0].lower().replace("_", "-") for r in wanted} - {"tinyml-edu"}
     pins = {

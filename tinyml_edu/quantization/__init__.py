@@ -77,7 +77,7 @@ __getattr__, __dir__, __all__ = attach(
             "shift_quantized_conv2d_bias",
             "shift_quantized_linear_bias",
         ],
-        "low_bit_networks": ["binarize_layers", "ternarize_layers"],
+        "low_bit_networks": ["binarize_layers", "ternarize_layers", "xnor_vgg_lite"],
         "mixed_precision": ["assign_bits", "round_weights", "sensitivity", "weight_bytes", "weight_counts"],
         "observers": [
             "OBSERVERS",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import UnknownNameError, UsageError
+from ..models import VGG_PLAN, Classifier, scaled
 from .binary import BinaryConv2d, BinaryLinear
 from .checking import require_module
 from .ternary import TTQ, TWN
@@ -74,6 +75,35 @@ def ternarize_layers(
         made: nn.Module = TTQ(cast(Tensor, layer.weight)) if method == "ttq" else TWN()
         parametrize.register_parametrization(layer, "weight", made)
     return result
+
+
+def xnor_vgg_lite(classes: int = 10, in_channels: int = 3, width: float = 1.0) -> nn.Module:
+    """Return `models.vgg_lite` as an XNOR network: binary weights and binary inputs.
+
+    The order of a block is that of [1]_, figure 4: batch norm, sign, convolution, pooling.  The first
+    convolution and the last linear layer stay real.  Train it with ``after_step=clip_weights``.
+
+    Parameters
+    ----------
+    classes, in_channels, width : int, int, float
+        As in `models.vgg_lite`.
+
+    References
+    ----------
+    .. [1] Rastegari et al., XNOR-Net, ECCV 2016.  https://arxiv.org/abs/1603.05279
+    """
+    first, *rest = VGG_PLAN
+    channels = scaled(cast(int, first), width)
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)]
+    for step in rest:
+        if isinstance(step, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        outputs = scaled(step, width)
+        layers += [nn.BatchNorm2d(channels), BinaryConv2d(channels, outputs, 3, padding=1, bias=False)]
+        channels = outputs
+    layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+    return Classifier(nn.Sequential(*layers), channels, classes)
 
 
 def _replaceable(model: nn.Module, skip: Iterable[str] | None) -> list[str]:

@@ -26,6 +26,9 @@ from .quantized_model import QuantizedModel
 BIAS_LIMIT = 2**30
 """Largest bias code: half of int32, the other half is for the sum of products."""
 
+SMALLEST_FACTOR = 2.0**-24
+"""Smallest ``s_x * s_w / s_y`` of a channel."""
+
 
 @dataclass(frozen=True)
 class QuantConfig:
@@ -290,14 +293,14 @@ def _raised(scale: np.ndarray, layer: _Linear, quants: Mapping[str, Quant]) -> n
 
     The bias is stored in steps of ``s_x * s_w``: a channel whose weights are tiny or 0 beside its bias (batch
     norms leave such channels) would overflow int32.  Two floors prevent it: the bias code stays within
-    `BIAS_LIMIT`, and ``s_x * s_w / s_y >= 2**-24``.  At the second floor rounding the weights moves an
-    output by at most ``fan_in * 255 / 2 * 2**-24`` codes, below 0.04 for a fan-in of 4,608.
+    `BIAS_LIMIT`, and ``s_x * s_w / s_y >= SMALLEST_FACTOR``.  At the second floor rounding the weights moves
+    an output by at most ``fan_in * 255 / 2 * 2**-24`` codes, below 0.04 for a fan-in of 4,608.
     """
     x_scale, _ = quants[layer.node.inputs[0]].item()
     y_scale, _ = quants[layer.node.outputs[0]].item()
     largest = np.abs(layer.offset)
     largest = largest if layer.axis is not None else largest.max(keepdims=True)
-    floor = np.maximum(largest / (x_scale * BIAS_LIMIT), y_scale / x_scale * 2.0**-24)
+    floor = np.maximum(largest / (x_scale * BIAS_LIMIT), y_scale / x_scale * SMALLEST_FACTOR)
     return np.maximum(scale, floor).astype(np.float32)
 
 

@@ -25,7 +25,7 @@ from ..ir.graph import Graph, Kind, Node, Quant
 from ..ir.ops import FIXED_SCALES
 from .activations import LINEAR_OPS, SHARING_OPS, Range, sharing_roots
 from .fake_quantization import FakeQuantize, LearnedStepSize, fake_quantize
-from .post_training import BIAS_LIMIT, QuantConfig, quantize_graph
+from .post_training import BIAS_LIMIT, SMALLEST_FACTOR, QuantConfig, quantize_graph
 from .quantized_model import QuantizedModel
 from .torch_graph import TorchGraph, module_key
 
@@ -128,7 +128,7 @@ class QATGraph(TorchGraph):
         """Return the smallest scale that `quantize_graph` allows beside the bias; float64 (O,) or (1,)."""
         x_step = self.quantizer(node.inputs[0]).step().detach().double()
         y_step = self.quantizer(node.outputs[0]).step().detach().double()
-        floor = y_step / x_step * 2.0**-24
+        floor = y_step / x_step * SMALLEST_FACTOR
         if len(node.inputs) > 2:
             bias = self.parameter(node.inputs[2]).detach().double().abs()
             largest = bias.amax().reshape(1) if self._quants[node.inputs[1]].axis is None else bias
