@@ -1,0 +1,13 @@
+"""Patch-based inference: schedule, cost, exact execution, search and code."""
+
+from ..._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submodules=["execute", "memory", "schedule"],
+    attributes={
+        "execute": ["run_patches"],
+        "memory": ["PUBLISHED", "Accounting", "Cost", "cost"],
+        "schedule": ["Schedule", "make_schedule", "patchable_layers", "tiles"],
+    },
+)
