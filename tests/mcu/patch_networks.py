@@ -60,7 +60,7 @@ def random_stage(seed: int, layers: int = 7, *, ops: tuple[str, ...] = ROW_OPS) 
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers((7, 7, 1), (15, 15, 5)))
     builder = Builder(rng, (1, *shape), f"stage_{seed}", telling=True)
-    weights = np.array([4 if op.endswith("CONV_2D") else 5 if op == "ADD" else 1 for op in ops], float)
+    weights = np.array([4 if op.endswith("CONV_2D") else 3 if op == "ADD" else 1 for op in ops], float)
     for _ in range(layers):
         builder.add(str(rng.choice(ops, p=weights / weights.sum())))
     return builder.finish()

@@ -184,8 +184,8 @@ def test_the_random_stages_hold_every_op_and_residuals_inside_and_across_the_spl
             across += len(crossing(graph, layers)) > 1
         inside += sum(len(graph.consumers(n.outputs[0])) > 1 for n in graph.nodes)
     assert ops == set(ROW_OPS)
-    assert inside >= 12
-    assert across >= 12
+    assert inside >= 10
+    assert across >= 10
 
 
 @pytest.mark.parametrize("edge", ["rows", "columns"])
