@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from patch_networks import ROW_OPS, mobilenet_v2_body, random_stage
+from patch_networks import ROW_OPS, branches, mobilenet_v2_body, random_stage
 from random_graphs import inputs, random_network
 
 from tinyml_edu import ir
@@ -60,6 +60,12 @@ def test_published_figures_of_mobilenet_v2_come_out(body, grid, kib, percent):
     found = cost(make_schedule(body, layers, (grid, grid) if layers else (1, 1), tiling="ceil"), PUBLISHED)
     assert round(found.peak_bytes / KIB) == kib
     assert f"{found.overhead:.1%}" == f"{percent}%"
+
+
+def test_of_the_whole_network_with_its_classifier_the_overhead_is_9_3_percent(body):
+    found = cost(make_schedule(body, TO_28, (4, 4)), PUBLISHED)
+    head = 7 * 7 * 320 * 1280 + 1280 * 1000
+    assert round(100 * (found.macs - found.whole_macs) / (found.whole_macs + head), 1) == 9.3
 
 
 def test_without_in_place_depthwise_the_same_network_needs_1470_and_294_kib(body):
@@ -156,6 +162,7 @@ def test_a_schedule_that_does_not_fit_is_refused(body):
 
 
 def draw_schedule(data, graph):
+    assume(patchable_layers(graph))  # or a CONCATENATION of rows comes first
     layers = data.draw(st.integers(1, patchable_layers(graph)), label="layers")
     results = crossing(graph, layers)
     most = [min(graph[name].shape[axis] for name in results) for axis in (1, 2)]
@@ -173,6 +180,15 @@ def test_patches_give_the_codes_of_the_whole_image(seed, data):
     np.testing.assert_array_equal(
         run_patches(schedule, x, requant=requant), ir.run(graph, x, requant=requant)
     )
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (3, 1), (4, 5)])
+def test_two_branches_get_the_larger_halo_and_constants_their_window(grid):
+    graph = branches()
+    x, wanted = inputs(graph, 0, 1), ir.run(graph, inputs(graph, 0, 1))
+    for layers in range(1, len(graph.nodes) + 1):
+        np.testing.assert_array_equal(run_patches(make_schedule(graph, layers, grid), x), wanted)
+    assert len(np.unique(wanted)) > 50
 
 
 def test_the_random_stages_hold_every_op_and_residuals_inside_and_across_the_split():

@@ -14,6 +14,7 @@ from ..planning import (
     Plan,
     aliases,
     lower_bound,
+    plan,
     short_name,
     verify,
 )
@@ -58,7 +59,12 @@ def patch_buffers(schedule: Schedule, source: str = "resident") -> list[Buffer]:
 def plan_patches(
     schedule: Schedule, board: Board | None = None, *, source: str = "resident", planner: str = "best"
 ) -> Plan:
-    """Return offsets for every buffer of a schedule, verified; parameters and errors as `planning.plan`."""
+    """Return offsets for every buffer of a schedule, verified; parameters and errors as `planning.plan`.
+
+    Without a layer in patches it is that plan; with some, results in place are not among what is planned.
+    """
+    if not schedule.layers and source == "resident":
+        return plan(schedule.graph, board, planner=planner)
     if planner not in PLANNERS:
         raise UnknownNameError("planner", planner, PLANNERS)
     buffers = tuple(patch_buffers(schedule, source))
@@ -84,8 +90,8 @@ def plan_patches(
     return result
 
 
-def _explain(schedule: Schedule, plan: Plan, board: Board, missing: int) -> str:
-    largest = sorted(plan.buffers, key=lambda b: -b.size_bytes)[:3]
+def _explain(schedule: Schedule, made: Plan, board: Board, missing: int) -> str:
+    largest = sorted(made.buffers, key=lambda b: -b.size_bytes)[:3]
     rows, columns = schedule.grid
     return (
         f"{schedule.graph.name} in {rows}x{columns} patches up to layer {schedule.layers} does not fit"

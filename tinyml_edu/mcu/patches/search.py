@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...errors import DoesNotFitError, UsageError
 from ...ir.graph import Graph
 from ...ir.ops import macs
-from ..planning import Plan, lifetimes, lower_bound
+from ..planning import Plan, lower_bound, share
 from .memory_plan import patch_buffers, plan_patches
 from .schedule import Schedule, crossing, make_schedule, patchable_layers
 
@@ -88,7 +88,7 @@ def _candidates(
     most = float("inf") if macs_limit is None else whole * (1 + macs_limit)
     if source == "resident":
         schedule = make_schedule(graph, 0, (1, 1))
-        yield lower_bound(lifetimes(graph)), whole, 1, 0, schedule
+        yield lower_bound(share(graph).buffers()), whole, 1, 0, schedule
     for layers in range(1, patchable_layers(graph) + 1):
         if source == "streamed" and _reads_input_later(graph, layers):
             continue
