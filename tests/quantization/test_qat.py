@@ -319,6 +319,7 @@ class Branches(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.hardswish(self.stem(x))
         y = x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid() - F.silu(x)
+        y = y.tanh() + F.leaky_relu(y, 0.2) + F.hardtanh(x)
         return self.last(F.interpolate(torch.cat([y, self.mask(x).sigmoid(), x], 1), scale_factor=2))
 
 
@@ -337,6 +338,8 @@ def test_gates_and_joined_branches_are_within_one_code_after_conversion(method, 
     fixed = [node.outputs[0] for node in graph.nodes if node.op == "LOGISTIC"]
     assert len(fixed) == 3
     assert all(int8[name].quant.item() == (1 / 256, -128) for name in fixed)
+    (tanh,) = [node.outputs[0] for node in graph.nodes if node.op == "TANH"]
+    assert int8[tanh].quant.item() == (1 / 128, 0)
 
 
 CONFIGS = [
