@@ -6,15 +6,18 @@ import json
 
 import numpy as np
 import pytest
-from fast_layers import random_layer
+from fast_layers import layer, random_layer
 from firmware_projects import MIXED_C, assembly, firmware
 from random_graphs import inputs, random_network
 
-from tinyml_edu.errors import UsageError
+from tinyml_edu import ir
+from tinyml_edu.errors import ToolchainError, UsageError
+from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph
 from tinyml_edu.mcu import deploy, elf, instruments, toolchain
+from tinyml_edu.mcu.count_hook import load_unicorn
 from tinyml_edu.mcu.deployment import Deployment
-from tinyml_edu.mcu.emulator import Machine, emulate
+from tinyml_edu.mcu.emulator import EmulationResult, Machine, emulate
 
 pytestmark = pytest.mark.c
 
@@ -193,6 +196,130 @@ def test_a_trace_without_cells_or_on_the_host_is_refused(networks):
         made.run(inputs(graph, 0, n=1), "host", trace=True)
     with pytest.raises(UsageError, match="at least one byte"):
         made.run(inputs(graph, 0, n=1), "emulate", trace=True, cell_bytes=0)
+
+
+# -- a traced run is the run ---------------------------------------------------------------------
+
+IT_BLOCKS = {
+    "load": ["itt eq", "moveq r3, #7", "ldreq r2, [r4]"],
+    "store": ["itt eq", "moveq r3, #7", "streq r3, [r4]"],
+    "else": ["ite ne", "movne r3, #9", "ldreq r3, [r4, #4]"],
+    "two pages": ["b.w 1f", ".balign 4096", ".space 4092", "1: itt eq", "ldreq r2, [r4]", "moveq r3, #7"],
+}
+"""Instructions of a block under Z that put 7 into r3; "two pages" is in two pieces of translated code."""
+
+
+def around_it_blocks(block: list[str]) -> list[str]:
+    """Return functions that store 7 and then, if the block ends where it ends, 2 and 5.
+
+    Behind the block comes code that starts with an instruction which would not set the flags (``sets``) or be
+    skipped (``skips``) inside of it.  No access lies between.
+    """
+    arena = ["movw r4, #:lower16:te_arena", "movt r4, #:upper16:te_arena"]
+    pointer = ["movw r5, #:lower16:skips", "movt r5, #:upper16:skips", "orr r5, r5, #1"]
+    return [
+        assembly("sets", "movs r2, #1", "ite eq", "moveq r1, #1", "movne r1, #2", "bx lr"),
+        assembly("skips", "movs r1, #5", "bx lr"),
+        assembly(
+            "model_invoke",
+            *("push {r4, r5, r6, lr}", *arena, *pointer),
+            *("movs r0, #0", *block, "bl sets", "strb r3, [r4, #8]", "strb r1, [r4, #9]"),
+            *("movs r1, #0", *block, "cmp r4, #0", "blx r5", "strb r1, [r4, #10]"),
+            *("movs r0, #0", "pop {r4, r5, r6, pc}"),
+        ),
+    ]
+
+
+def run_it_block(folder, name: str, *, trace: bool) -> EmulationResult:
+    elf_path = firmware(folder, "stm32f412", *around_it_blocks(IT_BLOCKS[name]))
+    codes = np.array([[1, 0, 0, 0, 7, 0, 0, 0]], np.int8)
+    return emulate(elf_path, "stm32f412", codes, 3, output_offset=8, trace=trace)
+
+
+def account(result: EmulationResult) -> dict[str, object]:
+    """Return all that a run tells but its trace."""
+    return {key: value for key, value in vars(result).items() if key not in ("outputs", "trace")} | {
+        "outputs": result.outputs.tolist()
+    }
+
+
+def spoil(monkeypatch, folder) -> None:
+    """Let the hook write to a register that nobody uses: the state of an IT block stays as restored.
+
+    Skips the test with an emulator that restores none (unicorn 2.1.1).
+    """
+    arm = load_unicorn().arm_const
+    monkeypatch.setattr(arm, "UC_ARM_REG_EPSR", arm.UC_ARM_REG_C13_C0_3)
+    if account(run_it_block(folder, "load", trace=True)) == account(
+        run_it_block(folder, "load", trace=False)
+    ):
+        pytest.skip("this unicorn leaves the state of an IT block alone")
+
+
+@pytest.mark.parametrize("name", IT_BLOCKS)
+def test_a_traced_access_inside_an_it_block_leaves_the_code_behind_it_alone(tmp_path, name):
+    plain, traced = (run_it_block(tmp_path, name, trace=trace) for trace in (False, True))
+    assert plain.outputs.tolist() == [[7, 2, 5]]
+    assert account(traced) == account(plain)
+
+
+@pytest.mark.parametrize("name", ["load", "store", "else"])
+def test_code_behind_an_it_block_would_be_conditional_too(tmp_path, monkeypatch, name):
+    """The control: what the emulator does to a program whose accesses are traced."""
+    spoil(monkeypatch, tmp_path)
+    assert run_it_block(tmp_path, name, trace=True).outputs[0].tolist()[1:] == [1, 0]
+
+
+def emulated(made: Deployment, codes: np.ndarray, **options) -> EmulationResult:
+    ends = {"input_offset": made.input.offset, "output_offset": made.output.offset}
+    rows = codes.reshape(len(codes), -1)
+    return emulate(made.path / "firmware.elf", made.board, rows, made.output.size_bytes, **ends, **options)
+
+
+@pytest.fixture(scope="module")
+def shared_depthwise(tmp_path_factory) -> tuple[Graph, Deployment]:
+    """A depthwise layer of 5 channels, two of them constant, with the kernel that layers share.
+
+    The kernel reads and writes inside of an IT block, then calls through a pointer.
+    """
+    rng = np.random.default_rng(0)
+    weights, bias = rng.integers(-127, 128, (1, 3, 3, 5)), np.array([2**30, 40, -(2**30), -60, 7])
+    gain = np.array([2.0**-25, 1 / 300, 2.0**-35, 1 / 300, 1 / 300])
+    graph = layer(
+        *("DEPTHWISE_CONV_2D", (1, 16, 21, 5), weights, bias),
+        attributes=A.DepthwiseConv2D(), gain=gain, y_zp=3,
+    )  # fmt: skip
+    made = deploy(graph, "stm32f412", tmp_path_factory.mktemp("shared") / "size", optimize="size")
+    assert "te_depthwise_taps" in elf.read_elf(made.path / "firmware.elf").symbols
+    return graph, made
+
+
+def test_a_shared_kernel_with_it_blocks_is_traced_as_it_runs(shared_depthwise):
+    graph, made = shared_depthwise
+    codes = inputs(graph, 0)
+    plain, traced = (emulated(made, codes, trace=trace) for trace in (False, True))
+    expected = [ir.run(graph, one[None]).ravel().tolist() for one in codes]
+    assert traced.outputs.tolist() == expected
+    assert account(traced) == account(plain)
+    assert (traced.writes[buffers(made, graph, graph.outputs)] >= len(codes)).all()
+    assert differing(made, graph, made.run(codes, "emulate", trace=True, cell_bytes=1).trace) == []
+
+
+def test_the_shared_kernel_would_fault_if_the_it_block_stayed_open(shared_depthwise, monkeypatch, tmp_path):
+    graph, made = shared_depthwise
+    spoil(monkeypatch, tmp_path)
+    with pytest.raises(ToolchainError, match="faulted"):
+        emulated(made, inputs(graph, 0), trace=True)
+
+
+def test_traced_networks_count_and_compute_as_untraced_ones(networks, tmp_path):
+    made = list(networks)
+    for seed, board in ((0, "stm32f412"), (4, "stm32f412"), (3, "stm32f103")):
+        graph = random_network(seed)
+        made.append((graph, deploy(graph, board, tmp_path / str(seed), optimize="size")))
+    for graph, one in made:
+        codes = inputs(graph, 1, n=1)
+        assert account(emulated(one, codes, trace=True)) == account(emulated(one, codes))
 
 
 # -- start-up -----------------------------------------------------------------------------------

@@ -99,7 +99,9 @@ class Account:
         self._trace = count_hook.Trace(
             *(array.ctypes.data for array in (reads, writes, *by_function)),
             ctypes.pointer(self._counter),
+            ctypes.cast(unicorn.unicorn_py3.unicorn.uclib.uc_reg_write, ctypes.c_void_p),
             *(address, size, cells, cell_bytes),
+            unicorn.arm_const.UC_ARM_REG_EPSR,
         )
         self._traced = ArenaTrace((*self._names, OUTSIDE), cell_bytes, reads, writes, *by_function)
         kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE

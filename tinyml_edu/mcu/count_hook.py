@@ -76,10 +76,12 @@ class Trace(ctypes.Structure):
         ("cell_reads", ctypes.c_void_p),
         ("cell_writes", ctypes.c_void_p),
         ("counter", ctypes.POINTER(Counter)),
+        ("reg_write", ctypes.c_void_p),
         ("base", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
         ("cells", ctypes.c_uint64),
         ("cell_bytes", ctypes.c_uint64),
+        ("epsr_register", ctypes.c_int32),
     ]
 
 

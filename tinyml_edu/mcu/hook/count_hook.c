@@ -19,9 +19,11 @@
 #define TE_WATCH 0x01000000u                         /* a watched function starts here */
 #define TE_RETURN 0x02000000u                        /* a watched function returned here at least once */
 #define TE_CODE 0x08000000u                          /* an instruction starts here */
+#define TE_EPSR_T 0x01000000u                        /* Thumb state, the only one of these cores; no IT block */
 #define TE_DEPTH 64
 
 typedef int (*te_reg_read)(void *engine, int id, void *value);
+typedef int (*te_reg_write)(void *engine, int id, const void *value);
 typedef int (*te_stop)(void *engine);
 
 struct te_frame {
@@ -55,7 +57,9 @@ struct te_trace {
     uint32_t *reads, *writes;           /* (bytes) each */
     uint32_t *cell_reads, *cell_writes; /* (functions + 1, cells) each: the same bytes, by watched function */
     const struct te_counter *counter;
+    te_reg_write reg_write;
     uint64_t base, bytes, cells, cell_bytes;
+    int32_t epsr_register;
 };
 
 uint32_t te_counter_bytes(void) { return sizeof(struct te_counter); }
@@ -184,14 +188,25 @@ void te_watch_stack(void *engine, uint64_t address, uint32_t size, void *user) {
     if (sp < c->sp_low && sp >= c->sp_limit && sp <= c->sp_top) c->sp_low = sp;
 }
 
+/* Takes back a side effect of being called.  Before it reports an access, unicorn (2.1.4) restores the program
+ * counter of the instruction, and with it the state of the IT block around it, into the registers.  The
+ * translated code does not expect that: its conditions are translated too, and the state that it keeps is
+ * "no IT block".  Left as restored, it would make the first instructions of the next block that is looked up
+ * conditional: skipped, or run without setting the flags (unicorn issue 2309).  A block of code that ends
+ * inside of an IT block writes the state itself, after its last access. */
+static void leave_it_block(const struct te_trace *t, void *engine) {
+    const uint32_t epsr = TE_EPSR_T;
+    t->reg_write(engine, t->epsr_register, &epsr);
+}
+
 /* kind: 16 a read, 17 a write (UC_MEM_READ, UC_MEM_WRITE); the window is checked byte by byte, since an
  * access may straddle its edge. */
 void te_trace_access(void *engine, int kind, uint64_t address, int size, int64_t value, void *user) {
     struct te_trace *t = user;
     uint32_t *counts = kind == 17 ? t->writes : t->reads;
     uint32_t *cells = (kind == 17 ? t->cell_writes : t->cell_reads) + running(t->counter) * t->cells;
-    (void)engine;
     (void)value;
+    leave_it_block(t, engine);
     for (int i = 0; i < size; ++i) {
         const uint64_t at = address + (uint64_t)i - t->base;
         if (at < t->bytes) {
