@@ -307,7 +307,8 @@ def test_each_kind_of_layer_has_its_kernel():
     stems = {
         "pointwise": "te_pointwise_",
         "direct": "te_conv_",
-        "depthwise": "te_depthwise_",
+        "depthwise": "te_depthwise_3x3_",
+        "depthwise any": "te_depthwise_",
         "fully connected": ("te_pointwise_", "te_long_"),
         "winograd": "te_winograd_",
         "long": ("te_long_", "te_conv_"),

@@ -193,11 +193,13 @@ def _tiled(dense: _Dense, pixels: int) -> Fast:
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = channels(graph, node, requant)
+    if not c.fits or (c.rounding == "double" and not c.doubles):
+        return
     shape = depthwise.shape_of(graph, node, c)
-    if shape is not None and c.fits and (c.rounding == "single" or c.doubles):
+    if shape is not None:
         call = f"{shape.name}($x, $y, $stream);"
         sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
-        yield Fast(sources, depthwise.stream(c), call)
+        yield Fast(sources, depthwise.stream(shape, c), call)
 
 
 def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
