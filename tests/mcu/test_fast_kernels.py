@@ -424,9 +424,15 @@ def test_a_window_that_no_kernel_takes_keeps_the_plain_one(rng):
         np.zeros(4),
         attributes=A.Conv2D(dilation=(2, 2)),
     )
-    odd = rng.integers(-127, 128, (1, 3, 3, 6))
+    spread = rng.integers(-127, 128, (1, 3, 3, 8))
     for graph in (
         dilated,
-        layer("DEPTHWISE_CONV_2D", (1, 5, 5, 6), odd, np.zeros(6), attributes=A.DepthwiseConv2D()),
+        layer(
+            "DEPTHWISE_CONV_2D",
+            (1, 7, 7, 8),
+            spread,
+            np.zeros(8),
+            attributes=A.DepthwiseConv2D(dilation=(2, 2)),
+        ),
     ):
         assert fast_names(graph) == []

@@ -28,7 +28,9 @@ _RUNTIME = files("tinyml_edu.mcu") / "runtime"
 _PROJECT = files("tinyml_edu.mcu") / "project"
 
 
-def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
+def generate(
+    graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed", lean: bool = False
+) -> dict[str, str]:
     """Return the generated project, file name to text.
 
     Parameters
@@ -42,6 +44,8 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     optimize : {"speed", "size"}
         "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
         Makefile asks of the compiler.
+    lean : bool
+        With "speed": of the specialised kernels of each layer, take the one that needs least flash.
 
     Returns
     -------
@@ -62,7 +66,7 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = Selection(graph, requant) if optimize == "speed" else None
+    selection = Selection(graph, requant, lean=lean) if optimize == "speed" else None
     emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)

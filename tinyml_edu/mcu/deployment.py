@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
+from .forms import Form, forms, missing_flash
 from .planning import STACK_BYTES
 from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
 
@@ -242,7 +243,8 @@ def deploy(
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
         Specialised kernels where there are some and ``-O3``, at the price of flash; or the plain kernels and
-        ``-Os``.
+        ``-Os``.  Where "speed" does not fit the flash, a smaller form of it is tried, then "size"; the report
+        says which one is used (``optimize``) and why (``optimize_note``, "" if it is the one asked for).
     planner : str
         A key of `planning.PLANNERS`.
     patch : {"none"}
@@ -264,16 +266,15 @@ def deploy(
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
     check_target(out)
     plan = planning.plan(graph, board, planner=planner)
-    sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
-        _compile(folder, graph, plan, board, optimize)
+        sources, form, note = _compile(folder, graph, plan, board, requant, optimize)
         write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
-        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
+        options = {"requant": requant, "planner": planner, "patch": patch}
+        options |= {"optimize": form.optimize, "form": form.name, "note": note}
         _measure(folder, graph, plan, board, options)
         folder.chmod(0o755)
         replace_folder(folder, out)
@@ -283,15 +284,29 @@ def deploy(
     return Deployment.load(out)
 
 
-def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
+def _compile(
+    folder: Path, graph: Graph, plan: planning.Plan, board: Board, requant: str, optimize: str
+) -> tuple[dict[str, str], Form, str]:
+    """Write and compile the first form that fits; return its sources, the form, and why it is not ``optimize``."""
     from . import toolchain
 
-    try:
-        toolchain.compile_firmware(
-            folder, board, optimize=optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
-        )
-    except DoesNotFitError as error:
-        raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+    note = ""
+    for form in (candidates := forms(optimize)):
+        sources = cgen.generate(graph, plan, requant=requant, optimize=form.optimize, lean=form.lean)
+        for old in folder.iterdir():
+            old.unlink()
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+        try:
+            toolchain.compile_firmware(
+                folder, board, optimize=form.optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+            )
+            return sources, form, note and f"{note}; {form.name!r} is used instead"
+        except DoesNotFitError as error:
+            missing = missing_flash(error)
+            if not missing or form == candidates[-1]:
+                raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+            note = note or f"{form.name!r} needs {missing:,} B more flash than {board.name} has"
+    raise AssertionError("forms() is never empty")
 
 
 def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
@@ -336,6 +351,8 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "board": board.name,
         "core": board.core,
         "requant": options["requant"],
+        "optimize": options["form"],
+        "optimize_note": options["note"],
         "planner": options["planner"],
         "patch": options["patch"],
         "macs": sum(costs.values()),

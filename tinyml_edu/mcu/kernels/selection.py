@@ -46,12 +46,16 @@ class Fast:
 
 @dataclass
 class Selection:
-    """Chooses kernels node by node within the code budget; remembers what is already paid for."""
+    """Chooses kernels node by node within the code budget; remembers what is already paid for.
+
+    ``lean`` takes the kernel of least flash instead of the fastest.
+    """
 
     graph: Graph
     requant: str
     budget_bytes: int = CODE_BYTES
     extra_bytes: int = EXTRA_WEIGHT_BYTES
+    lean: bool = False
     used: dict[str, int] = field(default_factory=dict)
 
     def choose(self, node: Node) -> Fast | None:
@@ -59,7 +63,8 @@ class Selection:
         make = _MAKERS.get(node.op)
         if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
             return None
-        for fast in make(self.graph, node, self.requant):
+        kernels = make(self.graph, node, self.requant)
+        for fast in sorted(kernels, key=self._flash) if self.lean else kernels:
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
             extra = fast.stream.nbytes - self._plain_bytes(node)
             if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
@@ -67,6 +72,12 @@ class Selection:
                 self.extra_bytes -= max(extra, 0)
                 return fast
         return None
+
+    def _flash(self, fast: Fast) -> int:
+        """Return the flash that a kernel takes beside what is already paid for."""
+        return fast.stream.nbytes + sum(
+            size for name, (_, size) in fast.sources.items() if name not in self.used
+        )
 
     def _plain_bytes(self, node: Node) -> int:
         """Return the flash of a node's weights, bias, multipliers and exponents in their plain form."""
@@ -80,7 +91,8 @@ class Selection:
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
-    c = direct.padded(channels(graph, node, requant))
+    unpadded = channels(graph, node, requant)
+    c = direct.padded(unpadded)
     if not c.fits:
         return
     a, x, y = node.attrs, graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
@@ -89,8 +101,8 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
         source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
         yield _whole(source, winograd.stream(transformed, c))
     adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
-    if adjacent and x[3] == c.weights.shape[1]:
-        for dense in _dense(c, prod(x[1:3])):
+    if adjacent and x[3] >= 4:
+        for dense in _dense(weights.overlapped(unpadded), prod(x[1:3]), inputs=x[3]):
             yield _tiled(dense, prod(x[1:3]))
         return
     for dense in _dense(c, prod(y[1:3]), patches=True):
@@ -104,8 +116,9 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
 def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = channels(graph, node, requant)
     rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
-    if c.fits:
-        for dense in _dense(c, rows):
+    inputs = c.weights.shape[1]
+    if c.fits and inputs >= 4:
+        for dense in _dense(weights.overlapped(c), rows, inputs=inputs):
             yield _tiled(dense, rows)
 
 
@@ -135,27 +148,40 @@ class _Dense:
         )
 
 
-def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
-    """Yield the exact kernels for ``pixels`` pixels, the fastest first.
+def _dense(c: Channels, pixels: int, *, patches: bool = False, inputs: int = 0) -> Iterator[_Dense]:
+    """Yield the exact kernels for ``pixels`` pixels, the fastest first; the last one takes least code.
 
     ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
+    ``inputs`` are those of a pixel, if they are adjacent and ``c`` has more, see `weights.overlapped`.
     """
-    tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
+    inputs = inputs if inputs % 4 else 0
+    bytes_an_input = 3 if patches else 2
+    tile = pointwise.best_tile(pixels, c.weights.shape[1], bytes_an_input)
+    long = [] if patches and c.weights.shape[1] > pointwise.MAX_SCRATCH_BYTES else _long(c, inputs)
     if tile is None or tile == 1:
-        for packed in sorted(_legal(c)):  # wide words first: they cost flash, which may not be left
-            long = long_sums.shape_of(c, packed=packed)
-            if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
-                stream = long_sums.stream(long, c)
-                sources = {long.name: (long_sums.source(long, c), long.code_bytes)}
-                yield _Dense(long, sources, stream, stream.size)
+        yield from long[::-1]  # wide words first: they cost flash, which may not be left
     places = weights.to_compute(c)
     live = c.take(places)
     for packed in _legal(live)[:1]:
-        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
+        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=bytes_an_input, inputs=inputs)
         if shape is not None:
             stream = weights.pair_stream(live, packed=packed, places=places).ravel()
             sources = {shape.name: (pointwise.source(shape, c), shape.code_bytes)}
             yield _Dense(shape, sources, np.append(stream, _constant_codes(c)), stream.size)
+    if tile is not None and tile > 1:
+        yield from long[:1]
+
+
+def _long(c: Channels, inputs: int) -> list[_Dense]:
+    """Return the exact kernels that loop over the inputs of one pixel: packed words, then wide ones."""
+    kernels = []
+    for packed in (True, False):
+        shape = long_sums.shape_of(c, packed=packed, inputs=inputs)
+        if shape is not None and packed in _legal(c.take(shape.order)):
+            stream = long_sums.stream(shape, c).ravel()
+            sources = {shape.name: (long_sums.source(shape, c), shape.code_bytes)}
+            kernels.append(_Dense(shape, sources, stream, stream.size))
+    return kernels
 
 
 def _legal(c: Channels) -> list[bool]:
@@ -185,7 +211,7 @@ def _tiled(dense: _Dense, pixels: int) -> Fast:
     call = (
         f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
-        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
+        f"    {s.name}($x + first * {s.step}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
         "}"
     )
     return Fast(dense.sources, dense.stream, dense.fill(pixels) + call)
