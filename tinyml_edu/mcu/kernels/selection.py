@@ -234,7 +234,14 @@ def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
         size = prod(graph[node.outputs[0]].shape)
         sources = {shape.name: (addition.source(shape), shape.code_bytes)}
         first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
-        call = f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
+        whole = size // 4 * 4
+        call = f"{shape.name}({first}, {second}, $y, $y + {whole}, $stream);"
+        if whole < size:
+            at = size - 4
+            call += (
+                " /* the last four may overlap */\n"
+                f"{shape.name}({first} + {at}, {second} + {at}, $y + {at}, $y + {size}, $stream);"
+            )
         yield Fast(sources, addition.stream(shape), call)
 
 
