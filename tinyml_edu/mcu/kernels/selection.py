@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
+from ...ir.ops import macs
 from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
 from .requantize import VARIES, Channels, channels
 
@@ -56,15 +58,12 @@ class Selection:
     budget_bytes: int = CODE_BYTES
     extra_bytes: int = EXTRA_WEIGHT_BYTES
     lean: bool = False
+    _candidates: dict[str, list[Fast]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
 
     def choose(self, node: Node) -> Fast | None:
         """Return the specialised kernel of a node, or None where its plain kernel is to be called."""
-        make = _MAKERS.get(node.op)
-        if make is None or self.graph[node.inputs[0]].data is not None or not self._owns_constants(node):
-            return None
-        kernels = make(self.graph, node, self.requant)
-        for fast in sorted(kernels, key=self._flash) if self.lean else kernels:
+        for fast in self._in_order(node):
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
             extra = fast.stream.nbytes - self._plain_bytes(node)
             if sum(used.values()) <= self.budget_bytes and extra <= self.extra_bytes:
@@ -72,6 +71,45 @@ class Selection:
                 self.extra_bytes -= max(extra, 0)
                 return fast
         return None
+
+    def candidates(self, node: Node) -> list[Fast]:
+        """Return the specialised kernels that are exact for a node, the fastest first."""
+        if node.name not in self._candidates:
+            make = _MAKERS.get(node.op)
+            legal = make is not None and self.graph[node.inputs[0]].data is None and self._owns_constants(node)
+            kernels = list(make(self.graph, node, self.requant)) if make is not None and legal else []
+            self._candidates[node.name] = sorted(kernels, key=self._flash) if self.lean else kernels
+        return self._candidates[node.name]
+
+    def _in_order(self, node: Node) -> list[Fast]:
+        """Return a node's kernels in the order in which to try them."""
+        kernels = self.candidates(node)
+        return sorted(kernels, key=_code_bytes) if node.name in self._short else kernels
+
+    @cached_property
+    def _short(self) -> set[str]:
+        """Nodes that take the kernel of least code, so that the budget reaches the whole network.
+
+        Long straight code is a little faster than a loop; a plain kernel is three times slower.  So all nodes
+        get the shortest code first; then those of the most MACs a byte get their fastest.
+        """
+        nodes = [node for node in self.graph.nodes if self.candidates(node)]
+        costs, groups = macs(self.graph), dict[tuple[str, ...], list[Node]]()
+        chosen = {node.name: min(self.candidates(node), key=_code_bytes) for node in nodes}
+        for node in nodes:
+            groups.setdefault(tuple(self.candidates(node)[0].sources), []).append(node)
+
+        def gain(group: list[Node]) -> float:
+            return sum(costs[node.name] for node in group) / _code_bytes(self.candidates(group[0])[0])
+
+        short = {node.name for node in nodes}
+        for group in sorted(groups.values(), key=gain, reverse=True):
+            trial = chosen | {node.name: self.candidates(node)[0] for node in group}
+            used = {name: size for fast in trial.values() for name, (_, size) in fast.sources.items()}
+            if sum(used.values()) <= self.budget_bytes:
+                chosen = trial
+                short -= {node.name for node in group}
+        return short
 
     def _flash(self, fast: Fast) -> int:
         """Return the flash that a kernel takes beside what is already paid for."""
@@ -88,6 +126,10 @@ class Selection:
         """Whether no other node reads this node's weights and bias: their plain form is then left out."""
         readers = [name for other in self.graph.nodes for name in other.inputs]
         return all(self.graph[name].data is None or readers.count(name) == 1 for name in node.inputs[1:])
+
+
+def _code_bytes(fast: Fast) -> int:
+    return sum(size for _, size in fast.sources.values())
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
