@@ -20,7 +20,8 @@ from tinyml_edu.mcu.deployment import STACK_BYTES, Deployment, check_target, dep
 pytestmark = pytest.mark.c
 
 REPORT_KEYS = [
-    "model", "board", "core", "requant", "optimize", "optimize_note", "planner", "patch", "macs", "arena_bytes", "lower_bound_bytes",
+    "model", "board", "core", "requant", "optimize", "optimize_note", "planner", "patch", "macs",
+    "arena_bytes", "lower_bound_bytes",
     "proven_optimal", "sram_bytes", "instructions", "estimated_cycles", "estimated_ms", "flash_bytes",
     "layers",
 ]  # fmt: skip

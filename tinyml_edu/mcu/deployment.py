@@ -269,7 +269,7 @@ def deploy(
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        sources, form, note = _compile(folder, graph, plan, board, requant, optimize)
+        sources, form, note = _compile(folder, graph, plan, board, requant=requant, optimize=optimize)
         write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
         for name, content in cgen.example_files(graph, requant).items():
             (folder / name).write_bytes(content)
@@ -285,9 +285,9 @@ def deploy(
 
 
 def _compile(
-    folder: Path, graph: Graph, plan: planning.Plan, board: Board, requant: str, optimize: str
+    folder: Path, graph: Graph, plan: planning.Plan, board: Board, *, requant: str, optimize: str
 ) -> tuple[dict[str, str], Form, str]:
-    """Write and compile the first form that fits; return its sources, the form, and why it is not ``optimize``."""
+    """Write and compile the first form that fits; return its sources, it, and why it is not ``optimize``."""
     from . import toolchain
 
     note = ""
@@ -304,7 +304,8 @@ def _compile(
         except DoesNotFitError as error:
             missing = missing_flash(error)
             if not missing or form == candidates[-1]:
-                raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+                takers = _takers(str(error), graph, plan)
+                raise DoesNotFitError(f"{graph.name}: {error}.  {takers}") from error
             note = note or f"{form.name!r} needs {missing:,} B more flash than {board.name} has"
     raise AssertionError("forms() is never empty")
 

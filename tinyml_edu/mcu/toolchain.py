@@ -339,7 +339,8 @@ def _fail(log: str, board: Board | None, optimize: str) -> None:
     if missing and board is not None:
         sizes = {"RAM": board.sram_bytes, "FLASH": board.usable_flash_bytes}
         what = " and ".join(f"{n} bytes of {r} are missing (it has {sizes[r]})" for r, n in missing.items())
-        error = DoesNotFitError(f"the firmware does not fit on {board.name}: {what}; {_advice(missing, optimize)}")
+        advice = _advice(missing, optimize)
+        error = DoesNotFitError(f"the firmware does not fit on {board.name}: {what}; {advice}")
     else:
         error = ToolchainError(f"the C compiler failed: {_first_error(log)}")
     error.add_note(log.strip())

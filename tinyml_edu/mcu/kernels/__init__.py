@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "depthwise",
         "direct",
         "long_sums",
+        "planes",
         "pointwise",
         "requantize",
         "selection",

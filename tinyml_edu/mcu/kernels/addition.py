@@ -8,8 +8,10 @@ rounds twice, and so does the sum (see `requantize`)::
     v = 2 * (a + b)                                                       ADD, ADD
     y = saturate8((round(v * My / 2**32) + sign + addend) >> ey)          ADD, SMMLAR, SSAT, STRB
 
-With one rounding (``requant="fast"``) it is shorter: ``b = (((xb - zpb) << 20) * M / 2**32 + half) >> (e - 1)``
-and ``y = saturate8(((a + b) * My / 2**32 + addend) >> (ey - 1))``, each product rounded down (SMMLA).
+With one rounding (``requant="fast"``) it is shorter, each product rounded down (SMMLA)::
+
+    b = (((xb - zpb) << 20) * M / 2**32 + half) >> (e - 1)
+    y = saturate8(((a + b) * My / 2**32 + addend) >> (ey - 1))
 
 Bounds: ``|x - zp| <= 255`` and factors of at most 1/2 keep ``a``, ``b`` below 2**27 and ``v`` below 2**30.
 """

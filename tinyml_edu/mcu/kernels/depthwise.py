@@ -1,7 +1,7 @@
 """DEPTHWISE_CONV_2D with any window, stride, channel count and multiplier, for cores with the DSP extension.
 
-Up to four input channels at a time.  `load` widens two rows of the image into planes on the stack, one for
-each channel, so that one word holds two rows of one column; padding is part of them::
+Up to four input channels at a time, widened into planes on the stack, see `planes`; one word holds two rows
+of one column, and padding is part of them::
 
     planes[channel][column][pair]      rows (2 pair, 2 pair + 1) of those that ``rows`` output rows read
 
@@ -19,22 +19,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from string import Template
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import requantize
+from . import planes, requantize
 from .assembly import Assembly, function
 from .requantize import Channels, stored_multiplier
 
-GROUP = 4
 MAX_SCRATCH_BYTES = 1600
 MAX_ROWS = 6
 MAX_UNROLLED = 400
 """Instructions of a round of the inner loop; longer loops gain nothing, and cost flash."""
 
-_POOL = tuple(f"r{i}" for i in range(2, 13)) + ("lr",)
+_POOL = (*(f"r{i}" for i in range(2, 13)), "lr")
 _IMMEDIATE = 4095
 _FACTORS = 4  # registers of a requantization: multiplier, addend, shift and the code
 _END, _Y, _PLANES, _STREAM_END, _Y_NEXT, _FRAME = 0, 4, 8, 12, 16, 20
@@ -67,7 +65,7 @@ class Shape:
     @property
     def group(self) -> int:
         """Input channels at a time."""
-        return min(self.channels, GROUP)
+        return min(self.channels, planes.GROUP)
 
     @property
     def outputs(self) -> int:
@@ -166,19 +164,21 @@ def _cost(s: Shape) -> float:
     new = s.pairs - s.kept
     load = s.columns * (14 * new / s.group + (2.5 if s.kept else 0))
     edges = 40 + s.columns * s.pairs / 3
-    blocks, steps = -(-s.out_width // s.block), -(-s.out_height // s.rows)
-    return blocks * (steps * (s.multiplier * s.block * _column_cost(s) + load + 40 * new / s.group) + edges / s.group)
+    blocks, steps = -(-s.out_width // s.block), float(-(-s.out_height // s.rows))
+    steps *= s.multiplier * s.block * _column_cost(s) + load + 40 * new / s.group
+    return blocks * (steps + edges / s.group)
 
 
 def shape_of(graph: Graph, node: Node, c: Channels) -> Shape | None:
-    """Return the kernel for a node, or None if its window is dilated or has too many rows for the registers."""
+    """Return the kernel for a node, or None if its window is dilated or too high for the registers."""
     x, w, y = (graph[name].shape for name in (*node.inputs[:2], node.outputs[0]))
     a = node.attrs
     if a.dilation != (1, 1) or 4 * y[3] > _IMMEDIATE or y[2] * y[3] > 0xFFFF or x[3] > 0xFFFF:
         return None
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
-    window = (*w[1:3], *a.stride, *a.padding[:2])
-    s = Shape(x[1], x[2], x[3], y[1], y[2], y[3] // x[3], *window, x_zp, c.rounding, c.clamp)
+    sizes = (x[1], x[2], x[3], y[1], y[2], y[3] // x[3], w[1], w[2])
+    window = (a.stride[0], a.stride[1], a.padding[0], a.padding[1])
+    s = Shape(*sizes, *window, x_zp, c.rounding, c.clamp)
     forms = [replace(s, rows=rows) for rows in range(1, min(MAX_ROWS, s.out_height) + 1)]
     legal = [f for f in forms if f.loaded >= 1 and f.block >= 1]
     return min(legal, key=_cost, default=None)
@@ -203,129 +203,7 @@ def stream(s: Shape, c: Channels) -> np.ndarray:
 
 def source(s: Shape, c: Channels) -> str:
     """Return the C functions of a shape; of ``c`` only rounding and clamp are used."""
-    return "\n\n".join([_load(s), _pad(s), *([_keep(s)] if s.kept else []), _rows(s, c), _image(s)])
-
-
-def _load(s: Shape) -> str:
-    """Widen two rows of a group of channels into one pair of each column of the planes."""
-    asm = Assembly()
-    asm(f"movw r4, #{s.channels}", "bytes from column to column; 0 for a row of padding")
-    asm("mov r5, r4")
-    for bit, step in ((1, "r4"), (2, "r5")):
-        asm(f"tst r12, #{bit}")
-        asm("it ne")
-        asm(f"movne {step}, #0")
-    if s.group == GROUP:
-        _load_two_columns(asm, s)
-    asm("2:")
-    if s.group == GROUP:
-        asm("ldr r6, [r0]")
-        asm("ldr r7, [r1]")
-        _widen(asm, s, "r6", "r7")
-    else:
-        for channel in reversed(range(s.group)):
-            asm(f"ldrsb r6, [r0, #{channel}]")
-            asm(f"ldrsb r7, [r1, #{channel}]")
-            asm("pkhbt r6, r6, r7, lsl #16")
-            _store(asm, "r6", channel, s)
-    asm("add r0, r0, r4")
-    asm("add r1, r1, r5")
-    asm("cmp r2, r3")
-    asm("bne 2b")
-    asm("3:")
-    comment = (
-        f"/* Widen {s.group} channels of two rows of x, `upper` and `lower`, into one pair of the columns `to`\n"
-        " * to `end` of the planes.  Bit 0 of `padding`: `upper` is one pixel of padding, repeated; bit 1:\n"
-        " * `lower` is. */"
-    )
-    arguments = [
-        ("const int8_t *", "upper"),
-        ("const int8_t *", "lower"),
-        ("uint32_t *", "to"),
-        ("const uint32_t *", "end"),
-        ("int32_t", "padding"),
-    ]
-    return function(f"{s.name}_load", comment, arguments, asm)
-
-
-def _load_two_columns(asm: Assembly, s: Shape) -> None:
-    """Append the loop over two columns a round, for two rows of x; one column may be left."""
-    asm("cmp r12, #0")
-    asm("bne 2f")
-    asm(f"sub r3, r3, #{4 * s.pairs}")
-    asm("cmp r2, r3")
-    asm("bhs 4f")
-    asm("1:")
-    for row, words in (("r0", ("r6", "r8")), ("r1", ("r7", "r9"))):
-        asm(f"ldr {words[0]}, [{row}]")
-        asm(f"ldr {words[1]}, [{row}, r4]")
-        asm(f"add {row}, {row}, r4, lsl #1")
-    _widen(asm, s, "r6", "r7")
-    _widen(asm, s, "r8", "r9")
-    asm("cmp r2, r3")
-    asm("blo 1b")
-    asm("4:")
-    asm(f"add r3, r3, #{4 * s.pairs}")
-    asm("cmp r2, r3")
-    asm("beq 3f")
-
-
-def _widen(asm: Assembly, s: Shape, upper: str, lower: str) -> None:
-    """Append the stores of four channels of one column, bytes of ``upper`` and ``lower``."""
-    asm(f"pkhtb r11, {lower}, {upper}, asr #16", "channels 2 and 3 of both rows")
-    asm(f"pkhbt r10, {upper}, {lower}, lsl #16", "channels 0 and 1 of both rows")
-    for channel, word in ((3, "r11, ror #8"), (2, "r11"), (1, "r10, ror #8"), (0, "r10")):
-        asm(f"sxtb16 r12, {word}")
-        _store(asm, "r12", channel, s)
-
-
-def _store(asm: Assembly, word: str, channel: int, s: Shape) -> None:
-    """Append the store of one channel's pair; channel 0, the last one, moves r2 to the next column."""
-    plane = 4 * s.columns * s.pairs
-    asm(f"str {word}, [r2, #{channel * plane}]" if channel else f"str {word}, [r2], #{4 * s.pairs}")
-
-
-def _pad(s: Shape) -> str:
-    """Fill the planes with the zero point; columns that are no padding are written over."""
-    asm, registers = Assembly(), [f"r{i}" for i in range(2, 12)]
-    rounds, rest = divmod(s.columns * s.pairs * s.group, len(registers))
-    asm(f"movw r2, #{s.x_zp & 0xFFFF}")
-    asm(f"movt r2, #{s.x_zp & 0xFFFF}")
-    for register in registers[1:]:
-        asm(f"mov {register}, r2")
-    if rounds:
-        asm(f"add r1, r0, #{4 * rounds * len(registers)}")
-        asm("1:")
-        asm(f"stm r0!, {{{', '.join(registers)}}}")
-        asm("cmp r0, r1")
-        asm("bne 1b")
-    for register in registers[:rest]:
-        asm(f"str {register}, [r0], #4")
-    comment = "/* Fill the planes with padding. */"
-    return function(f"{s.name}_pad", comment, [("uint32_t *", "planes")], asm)
-
-
-def _keep(s: Shape) -> str:
-    """Move the pairs that the next output rows read too to the front, column by column."""
-    asm = Assembly()
-    moved, elements = 4 * (s.pairs - s.kept), s.columns * s.group
-    unroll = next(n for n in (4, 3, 2, 1) if elements % n == 0)
-    asm("1:")
-    for element in range(unroll):
-        for at in range(0, 4 * s.kept, 8):
-            base = 4 * s.pairs * element + at
-            if at + 4 < 4 * s.kept:
-                asm(f"ldrd r2, r3, [r0, #{base + moved}]")
-                asm(f"strd r2, r3, [r0, #{base}]")
-            else:
-                asm(f"ldr r2, [r0, #{base + moved}]")
-                asm(f"str r2, [r0, #{base}]")
-    asm(f"add r0, r0, #{4 * s.pairs * unroll}")
-    asm("cmp r0, r1")
-    asm("bne 1b")
-    comment = f"/* Move the last {s.kept} pairs of each column to its front. */"
-    arguments = [("uint32_t *", "planes"), ("const uint32_t *", "end")]
-    return function(f"{s.name}_keep", comment, arguments, asm)
+    return "\n\n".join([planes.source(s), _rows(s, c), planes.image(s)])
 
 
 def _rows(s: Shape, c: Channels) -> str:
@@ -364,8 +242,8 @@ def _rows(s: Shape, c: Channels) -> str:
     asm("bne 1b")
     asm(f"add sp, sp, #{_FRAME}")
     comment = (
-        f"/* {s.kernel_h}x{s.kernel_w} depthwise convolution: {s.rows} x {s.block} outputs of the channels from\n"
-        " * `stream` to `end`. */"
+        f"/* {s.kernel_h}x{s.kernel_w} depthwise convolution: {s.rows} x {s.block} outputs of the channels\n"
+        " * from `stream` to `end`. */"
     )
     arguments = [
         ("const uint32_t *", "planes"),
@@ -400,9 +278,12 @@ def _column(asm: Assembly, s: Shape, c: Channels, column: int, unroll: int) -> N
                         instruction, operands = product
                         asm(f"{instruction} {acc}, {operands}, {acc if acc in started else 'lr'}")
                         started.add(acc)
-    asm(f"sub r0, r0, #{4 * s.pairs * (s.kernel_w - s.stride_w)}" if s.kernel_w >= s.stride_w else
-        f"add r0, r0, #{4 * s.pairs * (s.stride_w - s.kernel_w)}")
-    _finish(asm, s, c, sums, column, unroll)
+    asm(
+        f"sub r0, r0, #{4 * s.pairs * (s.kernel_w - s.stride_w)}"
+        if s.kernel_w >= s.stride_w
+        else f"add r0, r0, #{4 * s.pairs * (s.stride_w - s.kernel_w)}"
+    )
+    _finish(asm, s, c, column, unroll)
     asm(f"sub r1, r1, #{4 * (s.record - 1)}")
 
 
@@ -427,8 +308,9 @@ def _load_multiple(asm: Assembly, base: str, registers: tuple[str, ...]) -> None
         asm(f"ldm {base}!, {{{', '.join(registers)}}}")
 
 
-def _finish(asm: Assembly, s: Shape, c: Channels, sums: tuple[str, ...], column: int, unroll: int) -> None:
+def _finish(asm: Assembly, s: Shape, c: Channels, column: int, unroll: int) -> None:
     """Requantize and store the output rows of a column; the last column of a round moves y."""
+    sums = _POOL[-s.rows :]
     m, addend, shift, t, y, step = _POOL[:6]
     y = _residents(s)[0] or y
     row_bytes = s.out_width * s.outputs
@@ -448,68 +330,3 @@ def _finish(asm: Assembly, s: Shape, c: Channels, sums: tuple[str, ...], column:
             asm(f"add {y}, {y}, {step}")
     if s.resident and column + 1 == unroll:
         asm(f"add {y}, {y}, #{unroll * s.outputs}")
-
-
-_IMAGE = Template("""\
-/* ${kernel_h}x$kernel_w depthwise convolution, stride ($stride_h, $stride_w): x ($height, $width, $channels),
- * y ($out_height, $out_width, $outputs).  `stream` is the layer's. */
-TE_NOINLINE static void $name(const int8_t *x, int8_t *y, const uint32_t *stream) {
-    static const int8_t padding[4] __attribute__((aligned(4))) = {$x_zp, $x_zp, $x_zp, $x_zp};
-    uint32_t planes[$elements * $pairs]; /* (channel, column, pair of rows) */
-    for (int32_t c = 0; c < $channels; c += $group) {
-        const int32_t from = c < $last_group ? c : $last_group; /* of the last channels, some may be known */
-        const int32_t count = $channels - c < $group ? $channels - c : $group;
-        const uint32_t *const end = stream + count * $record;
-        for (int32_t block = 0; block < $out_width; block += $block) {
-            const int32_t j = block < $last_block ? block : $last_block;
-            const int32_t left = j * $stride_w - $pad_left; /* column of x at the front of a plane */
-            const int32_t first = left < 0 ? 0 : left;
-            const int32_t last = left + $columns > $width ? $width : left + $columns;
-            if (first > left || last < left + $columns) {
-                ${name}_pad(planes);
-            }
-            for (int32_t row = 0; row < $out_height; row += $rows) {
-                const int32_t i = row < $last_row ? row : $last_row; /* the last rows may overlap */
-                const int32_t top = i * $stride_h - $pad_top;
-                int32_t pair = 0;
-$keep                for (; pair < $pairs && first < last; pair++) {
-                    const int32_t r = top + 2 * pair;
-                    const int upper = r >= 0 && r < $height, lower = r + 1 >= 0 && r + 1 < $height;
-                    const int32_t at = (r * $width + first) * $channels + from;
-                    ${name}_load(upper ? x + at : padding, lower ? x + at + $row_bytes : padding,
-                        planes + (first - left) * $pairs + pair, planes + (last - left) * $pairs + pair,
-                        !upper + 2 * !lower);
-                }
-                ${name}_rows(planes, y + (i * $out_width + j) * $outputs + c * $multiplier, stream, end);
-            }
-        }
-        stream = end;
-    }
-}""")
-
-_KEEP = Template("""\
-                if (row > 0 && row == i) {
-                    ${name}_keep(planes, planes + $elements * $pairs);
-                    pair = $kept;
-                }
-""")
-
-
-def _image(s: Shape) -> str:
-    fields: dict[str, object] = {f: getattr(s, f) for f in s.__dataclass_fields__}
-    fields |= {
-        "name": s.name,
-        "group": s.group,
-        "outputs": s.outputs,
-        "pairs": s.pairs,
-        "kept": s.kept,
-        "columns": s.columns,
-        "elements": s.columns * s.group,
-        "block": s.block,
-        "record": s.multiplier * s.record,
-        "last_group": s.channels - s.group,
-        "last_block": s.out_width - s.block,
-        "last_row": s.out_height - s.rows,
-        "row_bytes": s.width * s.channels,
-    }
-    return _IMAGE.substitute(fields, keep=_KEEP.substitute(fields) if s.kept else "")

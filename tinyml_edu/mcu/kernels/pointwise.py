@@ -35,8 +35,8 @@ class Shape:
     """What the code of a kernel depends on: layers of one shape share it.
 
     ``k`` inputs, ``o`` outputs a pixel, ``tile`` pixels at once; ``packed`` weights, ``rounding`` and
-    ``clamp`` as in `requantize.Channels`.  Where a pixel has ``inputs`` that are no multiple of 4, ``k`` is the
-    next one, and the last four words overlap those before (see `weights.overlapped`).
+    ``clamp`` as in `requantize.Channels`.  Where a pixel has ``inputs`` that are no multiple of 4,
+    ``k`` is the next one, and the last four inputs overlap those before (see `weights.overlapped`).
     """
 
     k: int
@@ -85,7 +85,7 @@ def best_tile(pixels: int, k: int, bytes_an_input: int = 2) -> int | None:
 def shape_of(
     c: Channels, pixels: int, *, packed: bool, bytes_an_input: int = 2, inputs: int = 0
 ) -> Shape | None:
-    """Return the kernel for a layer, or None if none is legal: ``c`` has a multiple of 4 weights a channel."""
+    """Return the kernel for a layer, or None; ``c`` has a multiple of 4 weights a channel."""
     o, k = c.weights.shape
     tile = best_tile(pixels, k, bytes_an_input)
     if k % 4 or tile is None or (tile - 1) * max(k, o) + o > LDR_REACH:
@@ -108,8 +108,9 @@ def source(s: Shape, c: Channels) -> str:
     _finish(asm, s, c, slots)
     asm(f"add sp, sp, #{s.scratch_bytes + 8}")
     comment = (
-        f"/* {s.step} inputs to {s.o} outputs, for {s.tile} adjacent pixels (or rows): x ({s.tile}, {s.step}),\n"
-        f" * y ({s.tile}, {s.o}), both int8.  `stream` is the layer's, `end` its end.\n"
+        f"/* {s.step} inputs to {s.o} outputs, for {s.tile} adjacent pixels (or rows):\n"
+        f" * x ({s.tile}, {s.step}), y ({s.tile}, {s.o}), both int8.\n"
+        " * `stream` is the layer's, `end` its end.\n"
         f" * Stack: {s.scratch_bytes + 8 + SAVED_BYTES} bytes. */"
     )
     arguments = [

@@ -76,7 +76,7 @@ class Selection:
         """Return the specialised kernels that are exact for a node, the fastest first."""
         if node.name not in self._candidates:
             make = _MAKERS.get(node.op)
-            legal = make is not None and self.graph[node.inputs[0]].data is None and self._owns_constants(node)
+            legal = self.graph[node.inputs[0]].data is None and self._owns_constants(node)
             kernels = list(make(self.graph, node, self.requant)) if make is not None and legal else []
             self._candidates[node.name] = sorted(kernels, key=self._flash) if self.lean else kernels
         return self._candidates[node.name]

@@ -5,9 +5,9 @@ Two adjacent outputs of a kernel row g need four products instead of six [1]_.  
     m1 = (d1 + d2) (g0 + g1 + g2)     m0 = (d0 - d2) 2 g0      2 y0 = m0 + m1 + m2
     m2 = (d2 - d1) (g0 - g1 + g2)     m3 = (d1 - d3) 2 g2      2 y1 = m1 - m2 - m3
 
-Everything is an integer, and twice the sum is what the rounding starts from, or may (see `requantize`).  Sums over
-kernel rows and channels come before the additions on the right.  Inputs are within 256, weights within 381:
-both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
+Everything is an integer, and twice the sum is what the rounding starts from, or may (see `requantize`).
+Sums over kernel rows and channels come before the additions on the right.  Inputs are within 256, weights
+within 381: both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
 
 `transform` writes the four combinations of a tile's inputs to the stack, one kernel row a call; `outputs`
 multiplies.  A tile is T pairs of outputs, a round G = 8 / T channels: eight sums.  The stream takes 8/3 of
@@ -78,8 +78,10 @@ class Shape:
         """The stem of the function names in C."""
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
         numbers = (self.outputs, self.pad_top, self.pad_left, self.x_zp, *self.clamp)
-        return f"te_winograd_{sizes}x" + "_".join(str(v).replace("-", "m") for v in numbers) + (
-            "" if self.rounding == "double" else "_single"
+        return (
+            f"te_winograd_{sizes}x"
+            + "_".join(str(v).replace("-", "m") for v in numbers)
+            + ("" if self.rounding == "double" else "_single")
         )
 
     @property
@@ -125,7 +127,8 @@ def stream(s: Shape, c: Channels) -> np.ndarray:
     # (O, words) -> (round, word, channel of the round)
     m1, m2, m0, m3 = (u.reshape(rounds, s.group, -1).transpose(0, 2, 1).reshape(rounds, -1) for u in sums)
     bias = np.repeat(2 * c.bias, s.pairs).reshape(rounds, -1)
-    factors = np.stack([requantize.stored_multiplier(c, _form(c)), c.of_twice.addend, c.of_twice.shift], axis=1)
+    twice = c.of_twice
+    factors = np.stack([requantize.stored_multiplier(c, _form(c)), twice.addend, twice.shift], axis=1)
     parts = [bias, m1, m2, m0, factors.reshape(rounds, -1), m3]
     return (np.concatenate(parts, axis=1) & 0xFFFFFFFF).astype(np.uint32)
 
