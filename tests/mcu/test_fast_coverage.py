@@ -211,3 +211,15 @@ def test_instructions_of_a_mac_of_depthwise_kernels(x, kernel, stride, multiplie
     result = on_a_board(graph, telling_inputs(graph)[:1], tmp_path)
     assert result.instructions / (graph["y"].nbytes * kernel**2) <= most
     assert result.stack_bytes <= planning.STACK_BYTES
+
+
+@pytest.mark.parametrize("columns", [(1, 3), (2, 0), (0, 2)])
+def test_padded_lines_equal_numpy(columns, tmp_path):
+    graph = Graph("pad")
+    graph.add(Tensor("x", (1, 3, 4, 5), "int8", Kind.INPUT, quant=Quant.per_tensor(1.0, 7)))
+    shape = (1, 6, 4 + sum(columns), 5)
+    graph.add(Tensor("y", shape, "int8", Kind.ACTIVATION, quant=Quant.per_tensor(1.0, 7)))
+    graph.nodes.append(Node("pad", "PAD", ("x",), ("y",), A.Pad(((0, 0), (1, 2), columns, (0, 0)))))
+    graph.inputs, graph.outputs = ("x",), ("y",)
+    x = np.random.default_rng(0).integers(-128, 128, (2, 1, 3, 4, 5)).astype(np.int8)
+    assert differences(graph.validate(), x, tmp_path) == [0, 0]
