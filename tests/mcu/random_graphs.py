@@ -346,7 +346,7 @@ class SharingBuilder(Builder):
             if not self.add("DEPTHWISE_CONV_2D"):
                 return False
             quant = quant or self.graph[self.current].quant
-            scaled = self._append("QUANTIZE", A.Elementwise(), (self.current,), quant)
+            scaled = self._append("QUANTIZE", A.Quantize(), (self.current,), quant)
             parts.append(scaled)
         self.current = self._append("CONCATENATION", A.Concatenation(1), tuple(parts), quant)
         return True
