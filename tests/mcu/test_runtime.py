@@ -170,7 +170,7 @@ MUTATIONS = {
     "adds instead of subtracting": ("te_sub_s8.c", "s1 - s2", "s1 + s2"),
     "forgets the zero point of the second factor": ("te_mul_s8.c", "(*b - p->x2_zp)", "*b"),
     "repeats the first channel of a factor": ("te_mul_s8.c", "b += p->x2.channel;", ""),
-    "does not repeat a factor along the rows": ("te_mul_s8.c", "i * p->x2.row", "i * p->x1.row"),
+    "does not repeat a factor along the columns": ("te_mul_s8.c", "j * p->x2.column", "j * p->x1.column"),
     "does not repeat a term along the columns": ("te_add_s8.c", "j * p->x2.column", "j * p->x1.column"),
     "repeats the first channel of the minuend": ("te_sub_s8.c", "a += p->x1.channel;", ""),
     "drops the clamp of a product": ("te_mul_s8.c", "p->y_zp, p->y_min, p->y_max)", "p->y_zp, -128, 127)"),

@@ -29,7 +29,7 @@ from .forms import Form, forms, missing_flash
 from .instruments import CELL_BYTES, ArenaTrace, rows_of
 from .kernels.search import Search, measured_choice
 from .planning import STACK_BYTES
-from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
+from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts, writing
 
 TARGETS = ("host", "emulate")
 
@@ -300,6 +300,8 @@ def deploy(
         If SRAM or flash do not suffice: the bytes missing, what takes them, and what to try.
     UsageError, UnsupportedOpError
         See `cgen.generate`.
+    DataError
+        If the folder cannot be written.
     """
     if not isinstance(graph, Graph):
         raise UsageError(
@@ -316,19 +318,20 @@ def deploy(
     plan = planning.plan(graph, board, planner=planner, scratch=scratch)
     options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch, "search": search}
     chosen = measured_choice(graph, board, search, requant=requant, optimize=optimize)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        sources, built = _build(folder, graph, plan, board, options, chosen=chosen)
-        write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
-        for name, content in cgen.example_files(graph, requant).items():
-            (folder / name).write_bytes(content)
-        _measure(folder, graph, plan, board, options, built=built)
-        folder.chmod(0o755)
-        replace_folder(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            sources, built = _build(folder, graph, plan, board, options, chosen=chosen)
+            write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
+            for name, content in cgen.example_files(graph, requant).items():
+                (folder / name).write_bytes(content)
+            _measure(folder, graph, plan, board, options, built=built)
+            folder.chmod(0o755)
+            replace_folder(folder, out)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return Deployment.load(out)
 
 

@@ -254,6 +254,10 @@ class Machine:
             raise ToolchainError(f"model_invoke returned status {status}; check the model's arguments")
         return bytes(self._uc.mem_read(self.arena_address + output_offset, output_bytes))
 
+    def arena(self) -> np.ndarray:
+        """Return what the arena holds now, uint8 (arena_bytes,); before the first inference, anything."""
+        return np.frombuffer(bytes(self._uc.mem_read(self.arena_address, self.arena_bytes)), np.uint8)
+
     def _run_to_model(self) -> None:
         """Run the start-up code up to the first instruction of model_invoke."""
         self._start(until=self.image.symbol("model_invoke").address)
