@@ -21,9 +21,9 @@ from tinyml_edu.mcu.planning import planner
 pytestmark = pytest.mark.c
 
 REPORT_KEYS = [
-    "model", "board", "core", "requant", "planner", "patch", "search", "macs", "arena_bytes",
-    "lower_bound_bytes", "proven_optimal", "sram_bytes", "instructions", "estimated_cycles", "estimated_ms",
-    "flash_bytes", "layers",
+    "model", "board", "core", "requant", "optimize", "optimize_note", "planner", "patch", "search", "macs",
+    "arena_bytes", "lower_bound_bytes", "proven_optimal", "sram_bytes", "instructions", "estimated_cycles",
+    "estimated_ms", "flash_bytes", "layers",
 ]  # fmt: skip
 ONE_BOARD_A_CORE = ["stm32f412", "stm32f103", "stm32f746", "rp2040"]
 

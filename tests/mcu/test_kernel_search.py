@@ -215,7 +215,7 @@ def test_measured_instructions_are_those_inside_the_network(found, tmp_path):
 
 def test_code_is_measured_in_bytes_of_the_image(found):
     graph, node = small_network(), small_network().nodes[0]
-    (offer,) = selection.offers(graph, node, "exact")
+    offer, *_ = selection.offers(graph, node, "exact")
     estimates = {name: size for name, (_, size) in offer.sources.items()}
     (name,) = estimates
     option = next(o for o in found.options["n0"] if o.fast and list(o.fast.sources) == [name])
@@ -381,8 +381,13 @@ def test_a_full_flash_makes_the_search_take_smaller_kernels(tmp_path):
     report = mcu.deploy(graph, tight, tmp_path / "tight", search="instructions").report
     assert report["flash_bytes"]["total"] <= total - 600
     assert report["instructions"] > roomy["instructions"]
+    full = mcu.deploy(
+        graph, replace(BOARD, flash_bytes=6000), tmp_path / "full", search="instructions"
+    ).report
+    assert (full["optimize"], full["search"]) == ("size", "model")  # no set of measured kernels fits
+    assert "candidates" not in full["layers"][0]
     with pytest.raises(DoesNotFitError, match="FLASH"):
-        mcu.deploy(graph, replace(BOARD, flash_bytes=6000), tmp_path / "none", search="instructions")
+        mcu.deploy(graph, replace(BOARD, flash_bytes=2000), tmp_path / "none", search="instructions")
 
 
 def test_a_network_without_kernels_to_choose_is_searched_and_may_not_fit(tmp_path):

@@ -211,6 +211,8 @@ def deploy(
         f"{report['instructions']:,} instructions an inference, about {report['estimated_ms']:.1f} ms "
         f"({mcu.cycles.CAVEAT}).  Project in {out}"
     )
+    if report["optimize_note"]:
+        console().print(report["optimize_note"])
     write_json(json_file, report)
 
 

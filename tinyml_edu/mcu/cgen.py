@@ -38,6 +38,7 @@ def generate(
     *,
     requant: str = "exact",
     optimize: str = "speed",
+    lean: bool = False,
     selection: Chooser | None = None,
 ) -> dict[str, str]:
     """Return the generated project, file name to text.
@@ -53,6 +54,8 @@ def generate(
     optimize : {"speed", "size"}
         For cores with the DSP extension: "speed" adds a kernel for each shape of layer, "size" a few that
         all layers share.  Both say what the generated Makefile asks of the compiler.
+    lean : bool
+        With "speed" and no ``selection``: of the kernels of each layer, take the one that needs least flash.
     selection : Chooser, optional
         Chooses the specialised kernels of "speed"; by default the cost model.
 
@@ -77,7 +80,7 @@ def generate(
     _check(graph, plan)
     if optimize == "size":
         selection = CompactSelection(graph, requant)
-    emitter = Emitter(graph, plan, selection or Selection(graph, requant))
+    emitter = Emitter(graph, plan, selection or Selection(graph, requant, lean=lean))
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {

@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
+from .forms import Form, forms, missing_flash
 from .instruments import CELL_BYTES, ArenaTrace, rows_of
 from .kernels.search import Search, measured_choice
 from .planning import STACK_BYTES
@@ -281,7 +282,9 @@ def deploy(
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
         A kernel for each shape of layer and ``-O3``, at the price of flash; or a few that all layers share
-        and ``-Os``.  Either is for cores with the DSP extension; others get the plain kernels.
+        and ``-Os``.  Either is for cores with the DSP extension; others get the plain kernels.  Where "speed"
+        does not fit the flash, a smaller form of it is tried, then "size"; the report says which one is used
+        (``optimize``) and why (``optimize_note``, "" if it is the one asked for).
     planner : str
         A key of `planning.PLANNERS`.
     patch : {"none"}
@@ -319,17 +322,26 @@ def deploy(
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
-            sources, chosen = _build(folder, graph, plan, board, options, chosen=chosen)
+            sources, built = _build(folder, graph, plan, board, options, chosen=chosen)
             write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
             for name, content in cgen.example_files(graph, requant).items():
                 (folder / name).write_bytes(content)
-            _measure(folder, graph, plan, board, options, chosen=chosen)
+            _measure(folder, graph, plan, board, options, built=built)
             folder.chmod(0o755)
             replace_folder(folder, out)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     return Deployment.load(out)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The form of the code that fits, its measured kernels if it has some, and why it is not the first."""
+
+    form: Form
+    chosen: Search | None
+    note: str
 
 
 def _build(
@@ -340,34 +352,58 @@ def _build(
     options: dict[str, str],
     *,
     chosen: Search | None,
-) -> tuple[dict[str, str], Search | None]:
-    """Generate and compile; where measured kernels overflow the flash, take ones that need so much less."""
-    requant, optimize = options["requant"], options["optimize"]
-    while True:
-        sources = cgen.generate(graph, plan, requant=requant, optimize=optimize, selection=chosen)
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+) -> tuple[dict[str, str], _Built]:
+    """Generate and compile the first form that fits; measured kernels belong to the first form only."""
+    candidates, note = forms(options["optimize"]), ""
+    for form in candidates:
         try:
-            _compile(folder, graph, plan, board, optimize)
-            return sources, chosen
+            sources, used = _generate(
+                folder, graph, plan, board, requant=options["requant"], form=form, chosen=chosen
+            )
+            return sources, _Built(form, used, note and f"{note}; {form.name!r} is used instead")
         except DoesNotFitError as error:
-            missing = re.search(r"(\d+) bytes of FLASH", str(error))
-            if chosen is None or missing is None:
-                raise
-            try:
-                chosen = chosen.within(chosen.flash_bytes - int(missing[1]))
-            except DoesNotFitError:
-                raise error from None
+            missing = missing_flash(error)
+            if not missing or form == candidates[-1]:
+                takers = _takers(str(error), graph, plan)
+                raise DoesNotFitError(f"{graph.name}: {error}.  {takers}") from error
+            note = note or f"{form.name!r} needs {missing:,} B more flash than {board.name} has"
+            chosen = None
+    raise AssertionError("forms() is never empty")
 
 
-def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
+def _generate(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    *,
+    requant: str,
+    form: Form,
+    chosen: Search | None,
+) -> tuple[dict[str, str], Search | None]:
+    """Generate and compile a form; where measured kernels overflow the flash, take ones that need less."""
     from . import toolchain
 
-    try:
-        toolchain.compile_firmware(
-            folder, board, optimize=optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+    while True:
+        sources = cgen.generate(
+            graph, plan, requant=requant, optimize=form.optimize, lean=form.lean, selection=chosen
         )
-    except DoesNotFitError as error:
-        raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+        for old in folder.iterdir():
+            old.unlink()
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+        try:
+            toolchain.compile_firmware(
+                folder, board, optimize=form.optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+            )
+            return sources, chosen
+        except DoesNotFitError as error:
+            missing = missing_flash(error)
+            if chosen is None or not missing:
+                raise
+            try:
+                chosen = chosen.within(chosen.flash_bytes - missing)
+            except DoesNotFitError:
+                raise error from None
 
 
 def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
@@ -397,7 +433,7 @@ def _measure(
     board: Board,
     options: dict[str, str],
     *,
-    chosen: Search | None,
+    built: _Built,
 ) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
@@ -408,14 +444,15 @@ def _measure(
         for node in graph.nodes
     )
     source, target = (_Port.of(graph, plan, name) for name in (graph.inputs[0], graph.outputs[0]))
-    draft = Deployment(folder, {}, board, source, target, options["optimize"], nodes)
+    draft = Deployment(folder, {}, board, source, target, built.form.optimize, nodes)
     # Any input will do for sizes and counts; random codes take every branch that a real one might.
     probe = np.random.default_rng(0).integers(-128, 128, (1, *source.shape[1:]), dtype=np.int8)
     measured = draft.run(probe, target="emulate")
     image = elf.read_elf(folder / "firmware.elf")
     assert measured.stack_bytes is not None
     layers = [
-        layer | ({"candidates": chosen.rows(layer["name"])} if chosen else {}) for layer in measured.layers
+        layer | ({"candidates": built.chosen.rows(layer["name"])} if built.chosen else {})
+        for layer in measured.layers
     ]
     arena = image.data + image.bss
     scratch_bytes = max((b.size_bytes for b in plan.buffers if b.kind == "scratch"), default=0)
@@ -424,9 +461,11 @@ def _measure(
         "board": board.name,
         "core": board.core,
         "requant": options["requant"],
+        "optimize": built.form.name,
+        "optimize_note": built.note,
         "planner": options["planner"],
         "patch": options["patch"],
-        "search": options["search"],
+        "search": options["search"] if built.chosen else "model",
         "macs": sum(costs.values()),
         "arena_bytes": plan.arena_bytes,
         "lower_bound_bytes": plan.lower_bound_bytes,
@@ -450,7 +489,7 @@ def _measure(
         "version": __version__,
         "report": report,
         "board": asdict(board),
-        "optimize": options["optimize"],
+        "optimize": built.form.optimize,
         "input": source.to_json(),
         "output": target.to_json(),
         "nodes": list(nodes),

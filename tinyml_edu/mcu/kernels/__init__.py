@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = attach(
         "direct",
         "long_sums",
         "measure",
+        "planes",
         "pointwise",
         "requantize",
         "search",

@@ -13,7 +13,17 @@ from math import prod
 from ...ir.graph import Graph, Node
 from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
 from .requantize import Channels, channels
-from .selection import Fast, dense_of, legal, tiled, whole
+from .selection import (
+    Fast,
+    addition_of,
+    dense_of,
+    depthwise_of,
+    legal,
+    long_shapes,
+    side_by_side,
+    tiled,
+    whole,
+)
 
 _Dense = pointwise.Shape | long_sums.Shape
 
@@ -44,69 +54,60 @@ def build(description: Description, graph: Graph, node: Node, requant: str) -> F
     """Return the C and the constants of a node's kernel."""
     d = description
     if isinstance(d, addition.Shape):
-        first, second = ("$x2", "$x1") if d.swapped else ("$x1", "$x2")
-        end = f"$y + {prod(graph[node.outputs[0]].shape)}"
-        call = f"{d.name}({first}, {second}, $y, {end}, $stream);"
-        return Fast({d.name: (addition.source(d), d.code_bytes)}, addition.stream(d), call)
-    c = _numbers(graph, node, requant)
+        return addition_of(d, prod(graph[node.outputs[0]].shape))
+    c = channels(graph, node, requant)
+    if isinstance(d, Adjacent):
+        c = weights.overlapped(c)
+        return tiled(dense_of(d.main, c), d.pixels, dense_of(d.rest, c) if d.rest else None)
     if isinstance(d, depthwise.Shape):
-        sources = {d.name: (depthwise.source(d, c), d.code_bytes)}
-        return Fast(sources, depthwise.stream(c), f"{d.name}($x, $y, $stream);")
+        return depthwise_of(d, c)
+    c = direct.padded(c)
     if isinstance(d, winograd.Shape):
         return whole({d.name: (winograd.source(d, c), d.code_bytes)}, winograd.stream(d, c))
-    if isinstance(d, direct.Shape):
-        dense = dense_of(d.inner, c)
-        call = f"{d.name}($x, $y, $stream, $stream + {dense.end});"
-        sources = dense.sources | {d.name: (direct.source(d), d.code_bytes)}
-        return Fast(sources, dense.stream, dense.fill(d.out_height * d.out_width) + call)
-    return tiled(dense_of(d.main, c), d.pixels, dense_of(d.rest, c) if d.rest else None)
-
-
-def _numbers(graph: Graph, node: Node, requant: str) -> Channels:
-    c = channels(graph, node, requant)
-    return direct.padded(c) if node.op == "CONV_2D" else c
+    dense = dense_of(d.inner, c)
+    call = f"{d.name}($x, $y, $stream, $stream + {dense.end});"
+    sources = dense.sources | {d.name: (direct.source(d), d.code_bytes)}
+    return Fast(sources, dense.stream, dense.fill(d.out_height * d.out_width) + call)
 
 
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Description]:
-    c = _numbers(graph, node, requant)
+    unpadded = channels(graph, node, requant)
+    c = direct.padded(unpadded)
     if not c.fits:
         return
-    x, y = graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
     transformed = winograd.shape_of(graph, node, c)
     if transformed is not None:
         yield from _transformed(transformed)
-    a = node.attrs
-    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
-    if adjacent and x[3] == c.weights.shape[1]:
-        yield from _adjacent(c, prod(x[1:3]))
+    pixels = side_by_side(graph, node)
+    if pixels:
+        yield from _adjacent(unpadded, pixels)
         return
-    for inner in _dense(c, prod(y[1:3]), patches=True):
+    for inner in _dense(c, prod(graph[node.outputs[0]].shape[1:3]), patches=True):
         shape = direct.shape_of(graph, node, inner)
         if shape is not None:
             yield shape
 
 
 def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Description]:
-    c = _numbers(graph, node, requant)
-    if c.fits:
-        yield from _adjacent(c, prod(graph[node.inputs[0]].shape) // c.weights.shape[1])
+    c, rows = channels(graph, node, requant), side_by_side(graph, node)
+    if c.fits and rows:
+        yield from _adjacent(c, rows)
 
 
 def _adjacent(c: Channels, pixels: int) -> Iterator[Adjacent]:
-    for main in _dense(c, pixels):
+    inputs = c.weights.shape[1]
+    for main in _dense(weights.overlapped(c), pixels, inputs=inputs if inputs % 4 else 0):
         yield Adjacent(pixels, main)
         left = pixels % main.tile
         if left and isinstance(main, pointwise.Shape):
             yield Adjacent(pixels, main, replace(main, tile=left))  # it reads the same stream
 
 
-def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dense]:
-    """Yield the kernels for ``pixels`` pixels; ``patches`` as in `selection`."""
+def _dense(c: Channels, pixels: int, *, patches: bool = False, inputs: int = 0) -> Iterator[_Dense]:
+    """Yield the kernels for ``pixels`` pixels; ``patches`` as in `selection`, ``inputs`` as in the shapes."""
     o, k = c.weights.shape
-    for packed in legal(c):
-        long = long_sums.shape_of(c, packed=packed)
-        if long is not None and not (patches and k > pointwise.MAX_SCRATCH_BYTES):
-            yield from (replace(long, unroll=n) for n in _few(long_sums.unrolls(k)))
+    for long in long_shapes(c, patches=patches, inputs=inputs):
+        yield from (replace(long, unroll=n) for n in _few(long_sums.unrolls(long.step)))
     # The largest tile, the one of fewest instructions, and a smaller one where packed weights need a register
     # for a loop; others only do the same work in more rounds.
     tiles = [t for t in pointwise.tiles(pixels, k, 3 if patches else 2) if pointwise.is_legal(k, o, t)]
@@ -114,7 +115,7 @@ def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[_Dens
     for packed in legal(c.take(weights.to_compute(c))):
         for tile in sorted({*tiles[:1], *(t for t in tiles if t == best), *(tiles[1:2] if packed else [])}):
             for n in pointwise.unrolls(k, tile, packed=packed)[:3]:
-                yield pointwise.Shape(k, o, tile, packed, c.rounding, c.clamp, n)
+                yield pointwise.Shape(k, o, tile, packed, c.rounding, c.clamp, inputs, n)
 
 
 def _few(values: list[int]) -> list[int]:
@@ -132,14 +133,9 @@ def _transformed(s: winograd.Shape) -> Iterator[winograd.Shape]:
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Description]:
-    c = _numbers(graph, node, requant)
-    shape = depthwise.shape_of(graph, node, c)
-    if shape is None or not c.fits or not (c.rounding == "single" or c.doubles):
-        return
-    for tile in shape.tiles:
-        other = replace(shape, chosen_tile=tile if tile != shape.tile else 0)
-        if depthwise.is_legal(other):
-            yield other
+    c = channels(graph, node, requant)
+    if depthwise.is_exact(c):
+        yield from depthwise.forms(graph, node, c)
 
 
 def _add(graph: Graph, node: Node, requant: str) -> Iterator[Description]:

@@ -221,7 +221,7 @@ def _depthwise(graph: Graph, node: Node, requant: str) -> Fast | None:
 
 def _add(graph: Graph, node: Node, requant: str) -> Fast | None:
     shape = addition.shape_of(graph, node, requant)
-    if shape is None:
+    if shape is None or shape.single:  # the shared kernel rounds twice
         return None
     size = prod(graph[node.outputs[0]].shape)
     first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")

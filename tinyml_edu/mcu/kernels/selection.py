@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
+from ...ir.ops import macs
 from . import addition, depthwise, direct, long_sums, pointwise, weights, winograd
 from .requantize import VARIES, Channels, channels
 
@@ -69,17 +71,25 @@ class Chooser(Protocol):
 
 @dataclass
 class Selection:
-    """Chooses kernels node by node within the code budget; remembers what is already paid for."""
+    """Chooses kernels node by node within the code budget; remembers what is already paid for.
+
+    ``lean`` takes the kernel of least flash instead of the fastest.
+    """
 
     graph: Graph
     requant: str
     budget_bytes: int = CODE_BYTES
     extra_bytes: int = EXTRA_WEIGHT_BYTES
+    lean: bool = False
+    _candidates: dict[str, list[Fast]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
 
     def choose(self, node: Node, scratch_bytes: int | None = None, *, in_place: bool = False) -> Fast | None:
         """See `Chooser.choose`."""
-        for fast in offers(self.graph, node, self.requant):
+        kernels = self._in_order(node)
+        if in_place:
+            kernels = [*kernels, *in_place_offers(self.graph, node, self.requant)]
+        for fast in kernels:
             used = self.used | {name: size for name, (_, size) in fast.sources.items()}
             extra = fast.stream.nbytes - plain_bytes(self.graph, node)
             if not fast.suits(scratch_bytes, in_place=in_place):
@@ -90,11 +100,62 @@ class Selection:
                 return fast
         return None
 
+    def candidates(self, node: Node) -> list[Fast]:
+        """Return the specialised kernels that are exact for a node, the fastest first."""
+        if node.name not in self._candidates:
+            kernels = list(offers(self.graph, node, self.requant))
+            self._candidates[node.name] = sorted(kernels, key=self._flash) if self.lean else kernels
+        return self._candidates[node.name]
+
+    def _in_order(self, node: Node) -> list[Fast]:
+        """Return a node's kernels in the order in which to try them."""
+        kernels = self.candidates(node)
+        return sorted(kernels, key=_code_bytes) if node.name in self._short else kernels
+
+    @cached_property
+    def _short(self) -> set[str]:
+        """Nodes that take the kernel of least code, so that the budget reaches the whole network.
+
+        Long straight code is a little faster than a loop; a plain kernel is three times slower.  So all nodes
+        get the shortest code first; then those of the most MACs a byte get their fastest.
+        """
+        nodes = [node for node in self.graph.nodes if self.candidates(node)]
+        costs, groups = macs(self.graph), dict[tuple[str, ...], list[Node]]()
+        chosen = {node.name: min(self.candidates(node), key=_code_bytes) for node in nodes}
+        for node in nodes:
+            groups.setdefault(tuple(self.candidates(node)[0].sources), []).append(node)
+
+        def gain(group: list[Node]) -> float:
+            return sum(costs[node.name] for node in group) / _code_bytes(self.candidates(group[0])[0])
+
+        short = {node.name for node in nodes}
+        for group in sorted(groups.values(), key=gain, reverse=True):
+            trial = chosen | {node.name: self.candidates(node)[0] for node in group}
+            used = {name: size for fast in trial.values() for name, (_, size) in fast.sources.items()}
+            if sum(used.values()) <= self.budget_bytes:
+                chosen = trial
+                short -= {node.name for node in group}
+        return short
+
+    def _flash(self, fast: Fast) -> int:
+        """Return the flash that a kernel takes beside what is already paid for."""
+        return fast.stream.nbytes + sum(
+            size for name, (_, size) in fast.sources.items() if name not in self.used
+        )
+
 
 def offers(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     """Yield the specialised kernels that may replace a node's plain one, the fastest first."""
     if is_eligible(graph, node):
         yield from _MAKERS[node.op](graph, node, requant)
+
+
+def in_place_offers(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
+    """Yield the specialised kernels that can write over x, the fastest first, whatever else is faster."""
+    if node.op == "DEPTHWISE_CONV_2D" and is_eligible(graph, node):
+        c = channels(graph, node, requant)
+        if depthwise.is_exact(c):
+            yield from (depthwise_of(s, c) for s in depthwise.forms(graph, node, c) if s.in_place)
 
 
 def is_eligible(graph: Graph, node: Node) -> bool:
@@ -113,19 +174,24 @@ def plain_bytes(graph: Graph, node: Node) -> int:
     return constants + (5 * graph[node.outputs[0]].shape[-1] if constants else 0)
 
 
+def _code_bytes(fast: Fast) -> int:
+    return sum(size for _, size in fast.sources.values())
+
+
 def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
-    c = direct.padded(channels(graph, node, requant))
+    unpadded = channels(graph, node, requant)
+    c = direct.padded(unpadded)
     if not c.fits:
         return
-    a, x, y = node.attrs, graph[node.inputs[0]].shape, graph[node.outputs[0]].shape
+    y = graph[node.outputs[0]].shape
     transformed = winograd.shape_of(graph, node, c)
     if transformed is not None:
         source = {transformed.name: (winograd.source(transformed, c), transformed.code_bytes)}
         yield whole(source, winograd.stream(transformed, c))
-    adjacent = graph[node.inputs[1]].shape[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding)
-    if adjacent and x[3] == c.weights.shape[1]:
-        for dense in _dense(c, prod(x[1:3])):
-            yield tiled(dense, prod(x[1:3]))
+    pixels = side_by_side(graph, node)
+    if pixels:
+        for dense in _dense(weights.overlapped(unpadded), pixels, inputs=unpadded.weights.shape[1]):
+            yield tiled(dense, pixels)
         return
     for dense in _dense(c, prod(y[1:3]), patches=True):
         shape = direct.shape_of(graph, node, dense.shape)
@@ -137,10 +203,21 @@ def _conv(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
 
 def _fully_connected(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = channels(graph, node, requant)
-    rows = prod(graph[node.inputs[0]].shape) // c.weights.shape[1]
-    if c.fits:
-        for dense in _dense(c, rows):
-            yield tiled(dense, rows)
+    pixels = side_by_side(graph, node)
+    if c.fits and pixels:
+        for dense in _dense(weights.overlapped(c), pixels, inputs=c.weights.shape[1]):
+            yield tiled(dense, pixels)
+
+
+def side_by_side(graph: Graph, node: Node) -> int:
+    """Return the pixels (or rows) of one image whose inputs are side by side, at least four; else 0."""
+    x, w = (graph[name].shape for name in node.inputs[:2])
+    if w[-1] < 4:
+        return 0
+    if node.op == "FULLY_CONNECTED":
+        return prod(x) // w[1]
+    a = node.attrs
+    return prod(x[1:3]) if w[1:3] == (1, 1) and a.stride == (1, 1) and not any(a.padding) else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,21 +246,33 @@ class Dense:
         )
 
 
-def _dense(c: Channels, pixels: int, *, patches: bool = False) -> Iterator[Dense]:
-    """Yield the exact kernels for ``pixels`` pixels, the fastest first.
+def _dense(c: Channels, pixels: int, *, patches: bool = False, inputs: int = 0) -> Iterator[Dense]:
+    """Yield the exact kernels for ``pixels`` pixels, the fastest first; the last one takes least code.
 
     ``patches`` says that inputs are copied to the stack first: a byte each, beside the widened ones.
+    ``inputs`` are those of a pixel, if they are adjacent and ``c`` has more, see `weights.overlapped`.
     """
-    tile = pointwise.best_tile(pixels, c.weights.shape[1], 3 if patches else 2)
+    inputs = inputs if inputs % 4 else 0
+    bytes_an_input = 3 if patches else 2
+    tile = pointwise.best_tile(pixels, c.weights.shape[1], bytes_an_input)
+    long = long_shapes(c, patches=patches, inputs=inputs)
     if tile is None or tile == 1:
-        for packed in sorted(legal(c)):  # wide words first: they cost flash, which may not be left
-            long = long_sums.shape_of(c, packed=packed)
-            if long is not None and not (patches and long.k > pointwise.MAX_SCRATCH_BYTES):
-                yield dense_of(long, c)
+        # Wide words first: they cost flash, which may not be left.
+        yield from (dense_of(each, c) for each in long[::-1])
     for packed in legal(c.take(weights.to_compute(c)))[:1]:
-        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=3 if patches else 2)
+        shape = pointwise.shape_of(c, pixels, packed=packed, bytes_an_input=bytes_an_input, inputs=inputs)
         if shape is not None:
             yield dense_of(shape, c)
+    if tile is not None and tile > 1:
+        yield from (dense_of(each, c) for each in long[:1])
+
+
+def long_shapes(c: Channels, *, patches: bool = False, inputs: int = 0) -> list[long_sums.Shape]:
+    """Return the exact kernels that loop over the inputs of one pixel: packed words, then wide ones."""
+    if patches and c.weights.shape[1] > pointwise.MAX_SCRATCH_BYTES:
+        return []
+    shapes = [long_sums.shape_of(c, packed=packed, inputs=inputs) for packed in (True, False)]
+    return [s for s in shapes if s is not None and s.packed in legal(c.take(s.order))]
 
 
 def dense_of(shape: pointwise.Shape | long_sums.Shape, c: Channels) -> Dense:
@@ -225,7 +314,7 @@ def tiled(dense: Dense, pixels: int, rest: Dense | None = None) -> Fast:
     if rest is None:
         return Fast(dense.sources, dense.stream, dense.fill(pixels) + _loop(dense, pixels))
     s, first = dense.shape, pixels - rest.shape.tile
-    last = f"{rest.shape.name}($x + {first * s.k}, $y + {first * s.o}, $stream, $stream + {dense.end});"
+    last = f"{rest.shape.name}($x + {first * s.step}, $y + {first * s.o}, $stream, $stream + {dense.end});"
     call = f"{dense.fill(pixels)}{_loop(dense, first)}\n{last}"
     return Fast(dense.sources | rest.sources, dense.stream, call)
 
@@ -238,28 +327,49 @@ def _loop(dense: Dense, pixels: int) -> str:
     return (
         f"for (int32_t p = 0; p < {pixels}; p += {s.tile}) {{\n"
         f"    const int32_t first = {start};{note}\n"
-        f"    {s.name}($x + first * {s.k}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
+        f"    {s.name}($x + first * {s.step}, $y + first * {s.o}, $stream, $stream + {dense.end});\n"
         "}"
     )
 
 
 def _depthwise(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     c = channels(graph, node, requant)
-    shape = depthwise.shape_of(graph, node, c)
-    if shape is not None and c.fits and (c.rounding == "single" or c.doubles):
-        call = f"{shape.name}($x, $y, $stream);"
-        sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
-        yield Fast(sources, depthwise.stream(c), call, in_place=shape.in_place)
+    made = depthwise.forms(graph, node, c) if depthwise.is_exact(c) else []
+    yield from (depthwise_of(shape, c) for shape in made[:1])
+
+
+def depthwise_of(shape: depthwise.Shape, c: Channels) -> Fast:
+    """Return the depthwise kernel of a shape, with the constants of a layer."""
+    sources = {shape.name: (depthwise.source(shape, c), shape.code_bytes)}
+    call = f"{shape.name}($x, $y, $stream);"
+    return Fast(sources, depthwise.stream(shape, c), call, in_place=shape.in_place)
 
 
 def _add(graph: Graph, node: Node, requant: str) -> Iterator[Fast]:
     shape = addition.shape_of(graph, node, requant)
     if shape is not None:
-        size = prod(graph[node.outputs[0]].shape)
-        sources = {shape.name: (addition.source(shape), shape.code_bytes)}
-        first, second = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
-        call = f"{shape.name}({first}, {second}, $y, $y + {size}, $stream);"
-        yield Fast(sources, addition.stream(shape), call)
+        yield addition_of(shape, prod(graph[node.outputs[0]].shape))
+
+
+def addition_of(shape: addition.Shape, size: int) -> Fast:
+    """Return the kernel that adds ``size`` elements; y may lie over an operand.
+
+    Elements are taken four at once, so the last four may overlap those before: copies of them are added.
+    """
+    a, b = ("$x2", "$x1") if shape.swapped else ("$x1", "$x2")
+    most = size // 4 * 4
+    call = f"{shape.name}({a}, {b}, $y, $y + {most}, $stream);"
+    if most < size:
+        at = size - 4
+        call = (
+            "uint32_t a, b; /* the last four, before y may be written over them */\n"
+            f"__builtin_memcpy(&a, {a} + {at}, 4);\n"
+            f"__builtin_memcpy(&b, {b} + {at}, 4);\n"
+            f"{call}\n"
+            f"{shape.name}((const int8_t *)&a, (const int8_t *)&b, $y + {at}, $y + {size}, $stream);"
+        )
+    sources = {shape.name: (addition.source(shape), shape.code_bytes)}
+    return Fast(sources, addition.stream(shape), call)
 
 
 _MAKERS: dict[str, Callable[[Graph, Node, str], Iterator[Fast]]] = {

@@ -5,9 +5,9 @@ Two adjacent outputs of a kernel row g need four products instead of six [1]_.  
     m1 = (d1 + d2) (g0 + g1 + g2)     m0 = (d0 - d2) 2 g0      2 y0 = m0 + m1 + m2
     m2 = (d2 - d1) (g0 - g1 + g2)     m3 = (d1 - d3) 2 g2      2 y1 = m1 - m2 - m3
 
-Everything is an integer, and twice the sum is what the rounding starts from (see `requantize`).  Sums over
-kernel rows and channels come before the additions on the right.  Inputs are within 256, weights within 381:
-both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
+Everything is an integer, and twice the sum is what the rounding starts from, or may (see `requantize`).
+Sums over kernel rows and channels come before the additions on the right.  Inputs are within 256, weights
+within 381: both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
 
 `transform` writes the four combinations of a tile's inputs to the stack, one kernel row a call; `outputs`
 multiplies.  A tile is T pairs of outputs, a round G = 8 / T channels: eight sums.  The stream takes 8/3 of
@@ -60,6 +60,7 @@ class Shape:
     x_zp: int
     pairs: int
     clamp: tuple[int, int]
+    rounding: str
     unroll: int
     keeps: bool = False
 
@@ -79,6 +80,7 @@ class Shape:
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
         numbers = (self.outputs, self.pad_top, self.pad_left, self.x_zp, *self.clamp)
         tags = f"_by_{self.pairs}_unroll_{self.unroll}{'_keeps' if self.keeps else ''}"
+        tags += "" if self.rounding == "double" else "_single"
         return f"te_winograd_{sizes}x" + "_".join(str(v).replace("-", "m") for v in numbers) + tags
 
     @property
@@ -99,14 +101,14 @@ def shape_of(graph: Graph, node: Node, c: Channels) -> Shape | None:
     window = w[1:3] == (3, 3) and a.dilation == (1, 1) and a.stride == (1, 1)
     if not window or x[3] % 4 or not all(0 <= pad <= 1 for pad in a.padding):
         return None
-    if c.rounding != "double" or not c.doubles:
+    if not c.doubles or not c.of_twice.fits:
         return None
     legal = tiles(x[3], y[2], y[3])
     if not legal:
         return None
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
     sizes = (x[1], x[2], x[3], y[1], y[2], y[3], a.padding[0], a.padding[1])
-    return Shape(*sizes, x_zp, legal[0], c.clamp, unrolls(x[3])[0])
+    return Shape(*sizes, x_zp, legal[0], c.clamp, c.rounding, unrolls(x[3])[0])
 
 
 def tiles(channels: int, out_width: int, outputs: int) -> list[int]:
@@ -138,9 +140,15 @@ def stream(s: Shape, c: Channels) -> np.ndarray:
     # (O, words) -> (round, word, channel of the round)
     m1, m2, m0, m3 = (u.reshape(rounds, s.group, -1).transpose(0, 2, 1).reshape(rounds, -1) for u in sums)
     bias = np.repeat(2 * c.bias, s.pairs).reshape(rounds, -1)
-    factors = np.stack([requantize.stored_multiplier(c, "twice"), c.addend, c.shift], axis=1)
+    twice = c.of_twice
+    factors = np.stack([requantize.stored_multiplier(c, _form(c)), twice.addend, twice.shift], axis=1)
     parts = [bias, m1, m2, m0, factors.reshape(rounds, -1), m3]
     return (np.concatenate(parts, axis=1) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _form(c: Channels) -> str:
+    """Return what `requantize.emit` is told of the sums, which are ``2 * acc``; see `Channels.of_twice`."""
+    return "acc" if c.rounding == "single" else "twice"
 
 
 def source(s: Shape, c: Channels) -> str:
@@ -307,7 +315,7 @@ def _finish(asm: Assembly, s: Shape, c: Channels, odd: int) -> None:
         asm("ldm r0!, {r2, r3, r4}", "multiplier, addend, shift")
         for pair in range(s.pairs):
             acc = _SUMS[channel * s.pairs + pair]
-            requantize.emit(asm, c, acc, t="r5", m="r2", addend="r3", shift="r4", form="twice")
+            requantize.emit(asm, c, acc, t="r5", m="r2", addend="r3", shift="r4", form=_form(c))
             asm(f"strb r5, [r1, #{(2 * pair + odd) * s.outputs + channel}]")
 
 
