@@ -28,7 +28,6 @@ def explain_sram(graph: Graph, plan: Plan, board: Board, missing_bytes: int) -> 
     needed = board.sram_bytes + missing_bytes
     advice = [
         "a smaller input",
-        "inference by patches of the image",
         "fewer channels in the layers around the peak",
         _boards_with(needed, "sram_bytes"),
     ]
