@@ -27,13 +27,21 @@ Mutation = tuple[str, str, str]
 
 
 def write_networks(
-    folder: Path, graphs: Sequence[Graph], *, requant: str = "exact", mutation: Mutation | None = None
+    folder: Path,
+    graphs: Sequence[Graph],
+    *,
+    requant: str = "exact",
+    mutation: Mutation | None = None,
+    in_place: bool = False,
 ) -> list[Path]:
-    """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources."""
+    """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources.
+
+    Without ``in_place`` no result lies over an operand, so every kernel is the one that its op is named after.
+    """
     texts: dict[str, str] = {p.name: p.read_text() for p in [*RUNTIME.iterdir(), DRIVER.with_suffix(".h")]}
     parts = []
     for k, graph in enumerate(graphs):
-        files = cgen.generate(graph, planning.plan(graph), requant=requant)
+        files = cgen.generate(graph, planning.plan(graph, in_place=in_place), requant=requant)
         texts["te_config.h"] = files["te_config.h"]
         both = files["model.h"] + files["model.c"].replace('#include "model.h"\n', "")
         parts.append(_LOCAL.sub(rf"g{k}_\1", both))

@@ -265,7 +265,7 @@ def test_the_generator_refuses_the_plan_of_another_graph(networks):
 @pytest.mark.c
 @pytest.mark.parametrize("requant", ["exact", "fast"])
 def test_networks_that_share_memory_equal_numpy(networks, tmp_path, requant):
-    runners = host_build.build(tmp_path, networks, requant=requant)
+    runners = host_build.build(tmp_path, networks, requant=requant, in_place=True)
     x = {g.name: inputs(g, 1) for g in networks}
     wanted = {g.name: ir.run(g, x[g.name], requant=requant) for g in networks}
     assert host_build.differences(networks, runners, wanted, x) == {}
@@ -287,7 +287,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_comparison_catches_an_in_place_kernel_that(networks, tmp_path, mutation, monkeypatch):
     monkeypatch.setattr(host_build, "STRICT", ("-std=c99", "-w"))
-    runners = host_build.build(tmp_path, networks[:5], mutation=MUTATIONS[mutation])
+    runners = host_build.build(tmp_path, networks[:5], mutation=MUTATIONS[mutation], in_place=True)
     x = {g.name: inputs(g, 1) for g in networks[:5]}
     wanted = {g.name: ir.run(g, x[g.name]) for g in networks[:5]}
     assert host_build.differences(networks[:5], runners, wanted, x)
@@ -297,7 +297,7 @@ def test_the_comparison_catches_an_in_place_kernel_that(networks, tmp_path, muta
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc with its sanitizers is not installed")
 def test_networks_that_share_memory_are_clean_under_sanitizers(networks, tmp_path):
     batches = [inputs(g, 2) for g in networks]
-    outputs = host_build.run_sanitized(tmp_path, networks, batches, len(batches[0]))
+    outputs = host_build.run_sanitized(tmp_path, networks, batches, len(batches[0]), in_place=True)
     for graph, x, y in zip(networks, batches, outputs, strict=True):
         assert np.array_equal(y.ravel(), ir.run(graph, x).ravel()), graph.name
 
@@ -322,7 +322,7 @@ def test_many_more_networks_that_share_memory_equal_numpy(tmp_path, part):
     graphs = [sharing_network(seed, layers=9) for seed in range(100 + 10 * part, 110 + 10 * part)]
     x = {g.name: inputs(g, 3) for g in graphs}
     wanted = {g.name: ir.run(g, x[g.name]) for g in graphs}
-    assert host_build.differences(graphs, host_build.build(tmp_path, graphs), wanted, x) == {}
+    assert host_build.differences(graphs, host_build.build(tmp_path, graphs, in_place=True), wanted, x) == {}
     graph = graphs[part]
     found = fast_layers.differences_of_a_network(graph, inputs(graph, 5, n=1), tmp_path / "board")
     assert not any(found)
