@@ -36,7 +36,7 @@ def write_networks(
 ) -> list[Path]:
     """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources.
 
-    Without ``in_place`` no result lies over an operand, so every kernel is the one that its op is named after.
+    Without ``in_place`` no result lies over an operand, so each op calls the kernel named after it.
     """
     texts: dict[str, str] = {p.name: p.read_text() for p in [*RUNTIME.iterdir(), DRIVER.with_suffix(".h")]}
     parts = []
