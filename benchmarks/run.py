@@ -20,7 +20,9 @@ from tinyml_edu.errors import TinyMLError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = (
-    "mcu_networks",
+    "mcu",
+    "host_speed",
+    "kernel_search",
     "zoo_accuracy",
     "pruning",
     "spmm",

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tinyml_edu import plots
 from tinyml_edu.explore.efficiency import plain_network
+from tinyml_edu.mcu.instruments import ArenaTrace
 from tinyml_edu.profile import Roofline, profile
 
 
@@ -28,7 +29,17 @@ def _plan():
     )
 
 
+def _trace(cells=((16, 0), (0, 9))):
+    counts = np.array(cells, np.uint32)
+    bytes_ = np.zeros(25, np.uint32)
+    return ArenaTrace(("a", "b"), 16, bytes_, bytes_, counts, counts[::-1])
+
+
+MNEMONICS = {"conv": {"smlad": 90, "ldr": 40, "add": 3}, "pool": {"ldr": 7, "b": 1}}
+
 FIGURES = {
+    "mnemonics": lambda: plots.mnemonics(MNEMONICS, most=2),
+    "arena_heat_map": lambda: plots.arena_heat_map(_trace()),
     "roofline": lambda: plots.roofline(Roofline(100, 10), {"conv": (30, 80.0), "linear": (0.5, None)}),
     "pareto": lambda: plots.pareto([("a", 1e6, 0.8), ("b", 2e6, 0.7)], x_label="MACs", y_label="accuracy"),
     "pareto_log": lambda: plots.pareto([("a", 1e3, 1), ("b", 2e6, 2)], x_label="x", y_label="y", log_x=True),
@@ -112,6 +123,24 @@ def test_a_box_lies_at_its_offset_for_its_life():
     axes = plots.memory_map(_plan()).axes[0]
     boxes = {(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in axes.patches}
     assert {(-0.5, 5000, 2, 3000), (0.5, 0, 2, 5000)} <= boxes
+
+
+def test_stacked_bars_of_a_layer_end_at_its_instructions():
+    left, right = plots.mnemonics(MNEMONICS, most=2).axes
+    ends = {round(bar.get_y() + bar.get_height() / 2): bar.get_x() + bar.get_width() for bar in right.patches}
+    assert ends == {0: 133, 1: 8}
+    assert [bar.get_width() for bar in left.patches] == [90, 47, 3, 1]
+
+
+def test_a_cell_is_drawn_at_its_layer_and_offset_and_an_idle_one_is_empty():
+    read, written, _ = plots.arena_heat_map(_trace()).axes
+    for axes, counts in ((read, [[16, 0], [0, 9]]), (written, [[0, 9], [16, 0]])):
+        (image,) = axes.images
+        assert image.get_array().filled(0).T.tolist() == counts
+        assert image.get_extent() == [-0.5, 1.5, 0, 25 / 1024]
+    plots.to_png(
+        plots.arena_heat_map(_trace(((0, 0), (0, 0))))
+    )  # nothing was accessed: a figure all the same
 
 
 def test_importing_plots_chooses_no_backend():

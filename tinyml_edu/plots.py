@@ -321,6 +321,10 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         alt=f"Memory map of {len(plan.buffers)} buffers over time in an arena of {plan.arena_bytes:,} bytes; "
         f"the lower bound is {plan.lower_bound_bytes:,} bytes.",
     )
+    last = max(b.last for b in plan.buffers)
+    live = [sum(b.size_bytes for b in plan.buffers if b.first <= t <= b.last) for t in range(last + 1)]
+    peak = int(np.argmax(live))
+    axes.axvspan(peak - 0.5, peak + 0.5, color=VERMILION, alpha=0.15, linewidth=0, label=f"peak, step {peak}")
     for b in plan.buffers:
         kind = str(getattr(b.kind, "value", b.kind))
         left, bottom, wide, tall = b.first - 0.5, plan.offsets[b.name], b.last - b.first + 1, b.size_bytes
@@ -330,7 +334,7 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         if tall > plan.arena_bytes / 18:
             axes.text(
                 left + wide / 2, bottom + tall / 2, f"{tall / 1024:.1f}", ha="center", va="center",
-                color=INK, fontsize=8,
+                color=INK, fontsize=8, rotation=90 if wide * 18 < last + 1 else 0,
             )  # fmt: skip
     for kind, color in colors.items():
         axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=color, label=kind))
@@ -339,7 +343,6 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
         plan.lower_bound_bytes, color=VERMILION, linestyle="--", linewidth=1.4,
         label=f"lower bound {plan.lower_bound_bytes:,} B",
     )  # fmt: skip
-    last = max(b.last for b in plan.buffers)
     axes.set(
         xlim=(-0.5, last + 0.5), ylim=(0, plan.arena_bytes * 1.04), xlabel="step", ylabel="offset (bytes)"
     )
@@ -347,4 +350,95 @@ def memory_map(plan: Any, *, steps: Sequence[str] | None = None) -> Figure:
     if steps is not None:
         axes.set_xticks(range(len(steps)), steps, rotation=90, fontsize=8)
     figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def mnemonics(layers: Mapping[str, Mapping[str, int]], *, most: int = 5) -> Figure:
+    """Plot which instructions a network executes: in total on the left, layer by layer on the right.
+
+    Parameters
+    ----------
+    layers : mapping of str to mapping of str to int
+        Counts of each mnemonic by layer: ``RunResult.mnemonics``.
+    most : int, default=5
+        Mnemonics with a colour of their own, at most six; the others are grey.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    from .mcu.instruments import histogram_rows, total_mnemonics
+
+    total = total_mnemonics(layers)
+    columns, rows = histogram_rows(layers, most=min(most, len(PALETTE)))
+    colors = [*PALETTE[: len(columns) - 1], GRID]
+    figure, (left, right) = new_figure(
+        2,
+        width=9.0,
+        height=1.6 + 0.22 * max(len(rows), 12),
+        alt=f"{sum(total.values()):,} instructions in {len(layers)} layers; most frequent: "
+        + ", ".join(f"{name} {count:,}" for name, count in list(total.items())[:3])
+        + ".",
+    )
+    shown = list(total.items())[:16]
+    left.barh(
+        range(len(shown)),
+        [count for _, count in shown],
+        color=[colors[i] if i < len(columns) - 1 else GRID for i in range(len(shown))],
+    )
+    left.set_yticks(range(len(shown)), [name for name, _ in shown])
+    left.set_title(f"{len(shown)} most frequent of {len(total)}")
+    names, counts = [name for name, _ in rows[:-1]], np.array([row for _, row in rows[:-1]])
+    begin = np.zeros(len(names))
+    for column, color, label in zip(counts.T, colors, columns):
+        right.barh(range(len(names)), column, left=begin, color=color, label=label)
+        begin += column
+    right.set_yticks(range(len(names)), names, fontsize=7)
+    right.set_title("by layer")
+    for axes in (left, right):
+        axes.margins(y=0.01)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("instructions")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=len(columns))
+    return figure
+
+
+@_styled
+def arena_heat_map(trace: Any) -> Figure:
+    """Plot reads and writes of the arena: time runs to the right, layer by layer, addresses run upwards.
+
+    Parameters
+    ----------
+    trace : tinyml_edu.mcu.instruments.ArenaTrace
+        ``RunResult.trace``; cells that a layer leaves alone are white.
+    """
+    from matplotlib.colors import LogNorm
+
+    counted = np.concatenate([trace.layer_reads.ravel(), trace.layer_writes.ravel()])
+    counted = counted[counted > 0]
+    least, busiest = (int(counted.min()), int(counted.max())) if counted.size else (1, 1)
+    figure, panels = new_figure(
+        2,
+        width=9.0,
+        height=4.4,
+        alt=f"Accesses of {trace.arena_bytes:,} bytes of arena by {len(trace.layers)} layers: "
+        f"{int(trace.layer_reads.sum()):,} bytes read, {int(trace.layer_writes.sum()):,} written.",
+    )
+    image: Any = None
+    for axes, title, counts in zip(panels, ("read", "written"), (trace.layer_reads, trace.layer_writes)):
+        image = axes.imshow(
+            np.ma.masked_equal(counts.T, 0),
+            norm=LogNorm(least, max(busiest, 2 * least)),
+            cmap="viridis_r",
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+            extent=(-0.5, len(trace.layers) - 0.5, 0, trace.arena_bytes / 1024),
+        )
+        axes.set_title(f"bytes {title}: {int(counts.sum()):,}")
+        axes.set_xticks(range(len(trace.layers)), trace.layers, rotation=90, fontsize=7)
+        axes.grid(visible=False)
+    panels[0].set_ylabel("offset in the arena (KiB)")
+    figure.colorbar(image, ax=panels, label=f"bytes accessed in a cell of {trace.cell_bytes}")
     return figure

@@ -12,6 +12,7 @@ import pytest
 from tinyml_edu import ir
 from tinyml_edu.cli import main
 from tinyml_edu.cli.resolve import quantized_zoo
+from tinyml_edu.mcu import planning
 
 MODEL = "resnet8.glyphs32"
 
@@ -32,10 +33,13 @@ def tinyml(monkeypatch, capsys):
 
 
 def test_plan_reports_every_planner_against_the_bound(tinyml, tmp_path):
-    tinyml("plan", MODEL, "--json", tmp_path / "plan.json", "--picture", tmp_path / "map.png")
+    out = tinyml("plan", MODEL, "--json", tmp_path / "plan.json", "--plot", tmp_path / "map.png")
+    assert "Live at the peak, node " in out
+    assert "resident in the arena" in out
     report = json.loads((tmp_path / "plan.json").read_text())
     assert set(report) == {"model", "lower_bound_bytes", "planners"}
-    assert {"naive", "greedy", "best"} <= set(report["planners"])
+    assert set(report["planners"]) == set(planning.PLANNERS)
+    assert report["planners"]["best"]["proven_optimal"]
     for planner in report["planners"].values():
         assert set(planner) == {"arena_bytes", "seconds", "proven_optimal"}
         assert planner["arena_bytes"] >= report["lower_bound_bytes"]
@@ -100,9 +104,19 @@ def test_deploy_and_run_agree_with_numpy(tinyml, tmp_path):
         assert got.dtype == np.int8
         np.testing.assert_array_equal(got.reshape(3, -1), expected)
     result = json.loads((tmp_path / "r.json").read_text())
-    assert set(result) == {"instructions", "estimated_cycles", "estimated_ms", "stack_bytes", "layers"}
+    assert set(result) == {
+        *("instructions", "estimated_cycles", "estimated_ms", "stack_bytes", "layers"),
+        *("startup_instructions", "mnemonics"),
+    }
     assert result["instructions"] >= sum(layer["instructions"] for layer in result["layers"]) > 0
     assert result["stack_bytes"] == sram["stack"]
+    picture = tmp_path / "map.png"
+    printed = tinyml("run", project, "--input", tmp_path / "x.npy", "--histogram", "--heat-map", picture)
+    assert sum(sum(row.values()) for row in result["mnemonics"].values()) == result["instructions"]
+    total = next(line for line in printed.splitlines() if line.startswith("│ total"))
+    assert sum(int(n.replace(",", "")) for n in total.split("│")[2:-1]) == result["instructions"]
+    assert "not validated on silicon" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_floats_are_quantized_with_the_input_scale(tinyml, tmp_path):

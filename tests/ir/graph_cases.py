@@ -49,13 +49,19 @@ def signed_padding(rng: np.random.Generator, limit: int) -> tuple[int, int, int,
     return tuple(int(v) for v in rng.integers(-1, limit + 1, 4))
 
 
+def repeated(rng: np.random.Generator, *tensors: Tensor) -> list[Tensor]:
+    """Return the tensors, at times with axes of length 1."""
+    shapes = [(1, *(n if rng.random() < 0.7 else 1 for n in t.shape[1:])) for t in tensors]
+    return [replace(t, shape=shape) for t, shape in zip(tensors, shapes, strict=True)]
+
+
 def random_graph(op: str, rng: np.random.Generator) -> Graph:
     """Return a random legal one-op graph of ``op``."""
     h, w, c = (int(v) for v in rng.integers(5, 9, 3))
     x = image(rng, (1, h, w, c))
     kernel = tuple(int(v) for v in rng.integers(1, 4, 2))
     slide = {"stride": tuple(int(v) for v in rng.integers(1, 3, 2))}
-    activation = str(rng.choice(["none", "relu", "relu6"]))
+    activation = str(rng.choice(A.ACTIVATIONS))
     if op in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         kernel = tuple(min(k, 2) for k in kernel)
         slide |= {"dilation": tuple(int(v) for v in rng.integers(1, 3, 2)), "padding": signed_padding(rng, 2)}
@@ -75,20 +81,30 @@ def random_graph(op: str, rng: np.random.Generator) -> Graph:
             other = replace(other, quant=x.quant)
             half = Quant.per_tensor(2 * float(x.quant.scale[0]), 0)
             return one_op(op, A.Add(), x, other, out_quant=half)
+        x, other = repeated(rng, x, other)
         return one_op(op, A.Add(activation), x, other, out_quant=quant(rng, 0.02, 0.2))
     if op == "SUB":
-        return one_op(op, A.Sub(activation), x, image(rng, x.shape, "x2"), out_quant=quant(rng, 0.02, 0.2))
+        if rng.random() < 0.3:  # y = (a - b) / 2: half of the differences are ties
+            half = Quant.per_tensor(2 * float(x.quant.scale[0]), 0)
+            return one_op(op, A.Sub(), x, replace(x, name="x2"), out_quant=half)
+        x, other = repeated(rng, x, image(rng, x.shape, "x2"))
+        return one_op(op, A.Sub(activation), x, other, out_quant=quant(rng, 0.02, 0.2))
     if op == "MUL":
-        narrow = (1, *(n if rng.random() < 0.5 else 1 for n in x.shape[1:]))
-        out = quant(rng, 0.02, 0.2)
-        return one_op(op, A.Mul(activation), x, image(rng, narrow, "x2"), out_quant=out)
+        x, other = repeated(rng, x, image(rng, x.shape, "x2"))
+        return one_op(op, A.Mul(activation), x, other, out_quant=quant(rng, 0.02, 0.2))
     if op == "CONCATENATION":
         others = [replace(x, name=f"x{i}", shape=(1, h, w, int(rng.integers(1, 5)))) for i in range(2)]
         return one_op(op, A.Concatenation(3), x, *others, out_quant=x.quant)
     if op == "LOGISTIC":
         return one_op(op, A.Elementwise(), x, out_quant=Quant.per_tensor(1 / 256, -128))
-    if op in ("HARD_SWISH", "RELU", "RELU6", "QUANTIZE"):
+    if op in ("HARD_SWISH", "RELU", "RELU6", "RELU_N1_TO_1"):
         return one_op(op, A.Elementwise(), x, out_quant=quant(rng))
+    if op == "TANH":
+        return one_op(op, A.Elementwise(), x, out_quant=Quant.per_tensor(1 / 128, 0))
+    if op == "LEAKY_RELU":
+        return one_op(op, A.LeakyRelu(float(rng.uniform(0, 1))), x, out_quant=quant(rng))
+    if op == "QUANTIZE":
+        return one_op(op, A.Quantize(bool(rng.integers(2))), x, out_quant=quant(rng))
     if op == "RESIZE_NEAREST_NEIGHBOR":
         corners, centers = [(False, False), (True, False), (False, True)][rng.integers(3)]
         size = tuple(int(v) for v in rng.integers(1, 15, 2))
@@ -102,7 +118,8 @@ def random_graph(op: str, rng: np.random.Generator) -> Graph:
         return one_op(op, A.Mean(axes, bool(rng.integers(2))), x, out_quant=quant(rng))
     if op == "PAD":
         pairs = ((0, 0), *((int(a), int(b)) for a, b in rng.integers(0, 3, (3, 2))))
-        return one_op(op, A.Pad(pairs), x, out_quant=x.quant)
+        value = float(x.quant.scale[0]) * int(rng.integers(-9, 9)) if rng.random() < 0.5 else 0.0
+        return one_op(op, A.Pad(pairs, value), x, out_quant=x.quant)
     if op == "RESHAPE":
         return one_op(op, A.Reshape((1, h * w * c)), x, out_quant=x.quant)
     if op == "SOFTMAX":

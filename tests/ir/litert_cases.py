@@ -7,6 +7,7 @@ zero points at the ends, one row, one column, one channel, dilation, strides abo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def zero_point(rng: np.random.Generator) -> int:
 
 
 def activation(rng: np.random.Generator) -> str:
-    return str(rng.choice(["none", "relu", "relu6"]))
+    return str(rng.choice(A.ACTIVATIONS))
 
 
 def weight_scales(rng: np.random.Generator, channels: int) -> np.ndarray:
@@ -122,19 +123,39 @@ def fully_connected_case(rng: np.random.Generator) -> Graph:
     return one_op("FULLY_CONNECTED", A.FullyConnected(activation(rng)), x, *constants, out_quant=out)
 
 
+def operands(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return two shapes that make ``shape``: equal, one with axes of length 1, or each with some."""
+    kind = rng.random()
+    if kind < 0.4:
+        return shape, shape
+    narrow = [tuple(1 if rng.random() < 0.5 else n for n in shape) for _ in range(2)]
+    if kind < 0.8:
+        return (shape, narrow[1]) if rng.random() < 0.5 else (narrow[0], shape)
+    # Rank 4 at most: LiteRT repeats both operands of up to 4 axes.
+    return narrow[0], narrow[1]
+
+
 def add_case(rng: np.random.Generator) -> Graph:
-    shape = (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 5))))
+    shape = (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 4))))
+    shape_1, shape_2 = operands(rng, shape)
     s1, s2 = scale(rng, 1e-4), scale(rng, 1e-4)
     y_scale = max(s1, s2) * np.exp(rng.uniform(-3, 2))
     if rng.random() < 0.3:  # y = (a + b) / 2 or / 4: many sums are ties
         s2, y_scale = s1, s1 * rng.choice([2, 4])
-    x1 = _input(shape, Quant.per_tensor(s1, zero_point(rng)), "x1")
-    x2 = _input(shape, Quant.per_tensor(s2, zero_point(rng)), "x2")
-    if rng.random() < 0.2:
-        data = rng.integers(-128, 128, shape, dtype=np.int8)
-        x2 = Tensor("x2", shape, "int8", Kind.CONSTANT, data, x2.quant)
+    x1 = _input(shape_1, Quant.per_tensor(s1, zero_point(rng)), "x1")
+    x2 = _input(shape_2, Quant.per_tensor(s2, zero_point(rng)), "x2")
+    x1, x2 = _one_constant(rng, x1, x2)
     out = Quant.per_tensor(y_scale, zero_point(rng))
     return one_op("ADD", A.Add(activation(rng)), x1, x2, out_quant=out)
+
+
+def _one_constant(rng: np.random.Generator, *tensors: Tensor) -> list[Tensor]:
+    """Return the tensors, at times one of them a constant."""
+    if rng.random() > 0.3:
+        return list(tensors)
+    k = int(rng.integers(len(tensors)))
+    data = rng.integers(-128, 128, tensors[k].shape, dtype=np.int8)
+    return [replace(t, kind=Kind.CONSTANT, data=data) if i == k else t for i, t in enumerate(tensors)]
 
 
 def average_pool_case(rng: np.random.Generator) -> Graph:
@@ -147,7 +168,7 @@ def average_pool_case(rng: np.random.Generator) -> Graph:
 def max_pool_case(rng: np.random.Generator) -> Graph:
     """Explicit padding only where the padded zero point cannot win: it is -128, or a ReLU follows."""
     quant, act = _quant(rng), activation(rng)
-    explicit = act != "none" or quant.item()[1] == -128
+    explicit = act in ("relu", "relu6") or quant.item()[1] == -128
     (h, w), kernel, slide = _slide(rng, dilated=False, explicit=explicit)
     top, left, bottom, right = slide["padding"]
     for axis, size, before, after in ((0, h, top, bottom), (1, w, left, right)):
@@ -172,7 +193,9 @@ def pad_case(rng: np.random.Generator) -> Graph:
     rank = int(rng.integers(2, 6))
     x = _input((1, *(int(v) for v in rng.integers(1, 7, rank - 1))), _quant(rng))
     pairs = ((0, 0), *((int(a), int(b)) for a, b in rng.integers(0, 4, (rank - 1, 2))))
-    return one_op("PAD", A.Pad(pairs), x, out_quant=x.quant)
+    scale, zp = x.quant.item()
+    value = scale * (int(rng.integers(-128, 128)) - zp) if rng.random() < 0.4 else 0.0
+    return one_op("PAD", A.Pad(pairs, value), x, out_quant=x.quant)
 
 
 def reshape_case(rng: np.random.Generator) -> Graph:
@@ -196,18 +219,15 @@ def sub_case(rng: np.random.Generator) -> Graph:
 
 
 def mul_case(rng: np.random.Generator) -> Graph:
-    """One time in two some axes of the second tensor have length 1; at times products are ties."""
-    shape = (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 5) if rng.random() < 0.3 else 3)))
-    narrow = tuple(1 if rng.random() < 0.5 else n for n in shape) if rng.random() < 0.5 else shape
+    """At times products are ties."""
+    shape_1, shape_2 = operands(rng, (1, *(int(v) for v in rng.integers(1, 9, rng.integers(1, 4)))))
     s1, s2 = scale(rng, 1e-4), scale(rng, 1e-4)
     y_scale = s1 * s2 * 74 * 74 / 64 * np.exp(rng.uniform(-4, 2))
     if rng.random() < 0.2:
         y_scale = s1 * s2 * rng.choice([0.5, 1, 2, 64, 256])
-    x1 = _input(shape, Quant.per_tensor(s1, zero_point(rng)), "x1")
-    x2 = _input(narrow, Quant.per_tensor(s2, zero_point(rng)), "x2")
-    if rng.random() < 0.2:
-        data = rng.integers(-128, 128, narrow, dtype=np.int8)
-        x2 = Tensor("x2", narrow, "int8", Kind.CONSTANT, data, x2.quant)
+    x1 = _input(shape_1, Quant.per_tensor(s1, zero_point(rng)), "x1")
+    x2 = _input(shape_2, Quant.per_tensor(s2, zero_point(rng)), "x2")
+    x1, x2 = _one_constant(rng, x1, x2)
     return one_op("MUL", A.Mul(activation(rng)), x1, x2, out_quant=Quant.per_tensor(y_scale, zero_point(rng)))
 
 
@@ -246,14 +266,26 @@ def hard_swish_case(rng: np.random.Generator) -> Graph:
     return one_op("HARD_SWISH", A.Elementwise(), x, out_quant=Quant.per_tensor(y_scale, zero_point(rng)))
 
 
+def tanh_case(rng: np.random.Generator) -> Graph:
+    """Most often with the scale 1/128 that the operator's specification names."""
+    out = Quant.per_tensor(1 / 128, 0) if rng.random() < 0.6 else _quant(rng, 1e-3, 1.0)
+    return one_op("TANH", A.Elementwise(), _all_codes(rng), out_quant=out)
+
+
 def rescaling_case(op: str) -> Callable[[np.random.Generator], Graph]:
     def make(rng: np.random.Generator) -> Graph:
         x = _all_codes(rng)
         factor = rng.choice([0.5, 1, 2, 4]) if rng.random() < 0.3 else np.exp(rng.uniform(-4, 3))
         out = Quant.per_tensor(x.quant.item()[0] * factor, zero_point(rng))
-        return one_op(op, A.Elementwise(), x, out_quant=out)
+        return one_op(op, _rescaling_attrs(rng, op), x, out_quant=out)
 
     return make
+
+
+def _rescaling_attrs(rng: np.random.Generator, op: str) -> A.Elementwise | A.LeakyRelu | A.Quantize:
+    if op == "LEAKY_RELU":
+        return A.LeakyRelu(float(np.float32(rng.choice([0.0, 0.01, 0.1, 0.3, 1.0, rng.uniform(0, 3)]))))
+    return A.Quantize(bool(rng.integers(2))) if op == "QUANTIZE" else A.Elementwise()
 
 
 def resize_case(rng: np.random.Generator) -> Graph:
@@ -283,6 +315,9 @@ CASES: dict[str, Callable[[np.random.Generator], Graph]] = {
     "HARD_SWISH": hard_swish_case,
     "RELU": rescaling_case("RELU"),
     "RELU6": rescaling_case("RELU6"),
+    "RELU_N1_TO_1": rescaling_case("RELU_N1_TO_1"),
+    "LEAKY_RELU": rescaling_case("LEAKY_RELU"),
+    "TANH": tanh_case,
     "QUANTIZE": rescaling_case("QUANTIZE"),
     "RESIZE_NEAREST_NEIGHBOR": resize_case,
 }

@@ -24,11 +24,15 @@ TYPES = {
     "int8": schema.TensorType.INT8,
     "int32": schema.TensorType.INT32,
     "float32": schema.TensorType.FLOAT32,
+    "uint8": schema.TensorType.UINT8,
+    "int16": schema.TensorType.INT16,
+    "int64": schema.TensorType.INT64,
 }
 ACTIVATIONS = {
     "none": schema.ActivationFunctionType.NONE,
     "relu": schema.ActivationFunctionType.RELU,
     "relu6": schema.ActivationFunctionType.RELU6,
+    "relu_n1_to_1": schema.ActivationFunctionType.RELU_N1_TO_1,
 }
 
 
@@ -39,6 +43,7 @@ class ModelWriter:
         self.tensors: list[Any] = []
         self.operators: list[Any] = []
         self.codes: list[int] = []
+        self.old_codes: dict[int, int] = {}  # what the field of old files says, where that differs
         self.buffers: list[Any] = [schema.BufferT()]
 
     def tensor(
@@ -92,7 +97,8 @@ class ModelWriter:
         model.operatorCodes = []
         for code in self.codes:
             c = schema.OperatorCodeT()
-            c.builtinCode, c.deprecatedBuiltinCode, c.version = code, min(code, 127), 1
+            c.builtinCode, c.version = code, 1
+            c.deprecatedBuiltinCode = self.old_codes.get(code, min(code, 127))
             model.operatorCodes.append(c)
         builder = flatbuffers.Builder(1024)
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")

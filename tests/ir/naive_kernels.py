@@ -61,11 +61,16 @@ def fully_connected(x, w, bias=None, *, attrs, params, out_shape, requant="exact
     return y
 
 
+def operand(x, i):
+    """Return the element of ``x`` at the output's index ``i``; an axis of length 1 repeats."""
+    return int(x[tuple(n if size > 1 else 0 for n, size in zip(i, x.shape, strict=True))])
+
+
 def add(x1, x2, *, attrs, params, out_shape, requant="exact"):
     y = np.empty(out_shape, np.int8)
     for i in np.ndindex(out_shape):
-        s1 = scale((int(x1[i]) - params.x1_zp) << 20, params.m1, params.e1, requant)
-        s2 = scale((int(x2[i]) - params.x2_zp) << 20, params.m2, params.e2, requant)
+        s1 = scale((operand(x1, i) - params.x1_zp) << 20, params.m1, params.e1, requant)
+        s2 = scale((operand(x2, i) - params.x2_zp) << 20, params.m2, params.e2, requant)
         y[i] = clamp(scale(s1 + s2, params.mo, params.eo, requant) + params.y_zp, params)
     return y
 
@@ -73,8 +78,8 @@ def add(x1, x2, *, attrs, params, out_shape, requant="exact"):
 def sub(x1, x2, *, attrs, params, out_shape, requant="exact"):
     y = np.empty(out_shape, np.int8)
     for i in np.ndindex(out_shape):
-        s1 = scale((int(x1[i]) - params.x1_zp) << 20, params.m1, params.e1, requant)
-        s2 = scale((int(x2[i]) - params.x2_zp) << 20, params.m2, params.e2, requant)
+        s1 = scale((operand(x1, i) - params.x1_zp) << 20, params.m1, params.e1, requant)
+        s2 = scale((operand(x2, i) - params.x2_zp) << 20, params.m2, params.e2, requant)
         y[i] = clamp(scale(s1 - s2, params.mo, params.eo, requant) + params.y_zp, params)
     return y
 
@@ -82,8 +87,7 @@ def sub(x1, x2, *, attrs, params, out_shape, requant="exact"):
 def mul(x1, x2, *, attrs, params, out_shape, requant="exact"):
     y = np.empty(out_shape, np.int8)
     for i in np.ndindex(out_shape):
-        other = tuple(n % size for n, size in zip(i, x2.shape, strict=True))  # an axis of length 1 repeats
-        product = (int(x1[i]) - params.x1_zp) * (int(x2[other]) - params.x2_zp)
+        product = (operand(x1, i) - params.x1_zp) * (operand(x2, i) - params.x2_zp)
         y[i] = clamp(scale(product, params.multiplier, params.exponent, requant) + params.y_zp, params)
     return y
 
@@ -183,6 +187,9 @@ KERNELS = {
     "HARD_SWISH": lookup,
     "RELU": lookup,
     "RELU6": lookup,
+    "RELU_N1_TO_1": lookup,
+    "LEAKY_RELU": lookup,
+    "TANH": lookup,
     "QUANTIZE": lookup,
     "RESIZE_NEAREST_NEIGHBOR": resize_nearest,
 }

@@ -138,11 +138,11 @@ def test_inputs_that_do_not_fit_are_refused(x, message):
 
 def test_two_inputs_need_names_and_one_batch_size():
     graph = random_graph("ADD", np.random.default_rng(0))
-    shape = graph["x"].shape[1:]
+    shape, shape_2 = graph["x"].shape[1:], graph["x2"].shape[1:]
     with pytest.raises(GraphError, match="pass a dict"):
         ir.run(graph, np.zeros((1, *shape), np.int8))
     with pytest.raises(GraphError, match=r"different batch sizes: \[1, 2\]"):
-        ir.run(graph, {"x": np.zeros((1, *shape), np.int8), "x2": np.zeros((2, *shape), np.int8)})
+        ir.run(graph, {"x": np.zeros((1, *shape), np.int8), "x2": np.zeros((2, *shape_2), np.int8)})
 
 
 def test_an_unknown_rounding_is_refused():

@@ -128,10 +128,10 @@ def weights(shape, **changes):
 CONV = {"padding": 1, "strideH": 1, "strideW": 1}
 
 UNSUPPORTED = {
-    "other op": (one_op("TANH"), "TANH at position 0 is not supported; supported: CONV_2D"),
+    "other op": (one_op("ELU"), "ELU at position 0 is not supported; supported: CONV_2D"),
     "tanh": (
         one_op("CONV_2D", "Conv2D", extra=[weights((2, 1, 1, 2))], fusedActivationFunction=4, **CONV),
-        "fused activation 4; supported: none, relu, relu6",
+        "fused activation 4; supported: none, relu, relu6, relu_n1_to_1",
     ),
     "grouped": (one_op("CONV_2D", "Conv2D", extra=[weights((2, 1, 1, 1))], **CONV), "grouped convolution"),
     "weights zero point": (
@@ -157,10 +157,16 @@ UNSUPPORTED = {
     ),
     "float network": (one_op("SOFTMAX", "Softmax", x={"dtype": "float32"}), "full integer quantization"),
     "no scale": (one_op("RESHAPE", x={"scale": None}), "needs exactly one scale"),
-    "broadcast": (
-        one_op("ADD", "Add", extra=[{"shape": (1, 1, 1, 2), "scale": 0.1, "data": np.ones((1, 1, 1, 2))}]),
-        r"broadcasts \(1, 4, 4, 2\) and \(1, 1, 1, 2\)",
+    "repeated batch": (
+        one_op(
+            "ADD",
+            "Add",
+            out=(2, 4, 4, 2),
+            extra=[{"shape": (2, 1, 1, 2), "scale": 0.1, "data": np.ones((2, 1, 1, 2))}],
+        ),
+        "repeats 't0' of shape .* along the batch",
     ),
+    "negative slope": (one_op("LEAKY_RELU", "LeakyRelu", alpha=-0.5), "has alpha -0.5"),
     "batch mean": (
         one_op(
             "MEAN", "Reducer", out=(4, 4, 2), extra=[{"shape": (1,), "data": np.zeros(1), "dtype": "int32"}]
@@ -220,16 +226,6 @@ UNSUPPORTED = {
     "joined and activated": (
         one_op("CONCATENATION", "Concatenation", axis=3, fusedActivationFunction=1),
         "has a fused activation",
-    ),
-    "outer product": (
-        one_op(
-            "MUL",
-            "Mul",
-            shape=(1, 4, 1, 2),
-            out=(1, 4, 3, 2),
-            extra=[{"shape": (1, 1, 3, 2), "scale": 0.1, "data": np.ones((1, 1, 3, 2))}],
-        ),
-        r"broadcasts \(1, 1, 3, 2\) and \(1, 4, 1, 2\)",
     ),
     "resized twice over": (
         one_op(

@@ -295,6 +295,11 @@ VERSIONS = {
     "HARD_SWISH": {1},
     "RELU": {2},
     "RELU6": {2},
+    "RELU_N1_TO_1": {1},
+    "LEAKY_RELU": {2},
+    "TANH": {2},
+    "DEQUANTIZE": {2},
+    "PADV2": {2},
     "QUANTIZE": {1},
     "RESIZE_NEAREST_NEIGHBOR": {2, 3},
 }
@@ -631,9 +636,9 @@ REFUSED = {
     "pool that rescales": (changed("m", quant=Quant.per_tensor(9.0, 0)), UsageError, "needs one scale"),
     "softmax scale": (changed("p", quant=HIDDEN), UsageError, "needs scale 1/256 and zero point -128"),
     "unknown op": (
-        with_node(4, op="TANH"),
+        with_node(4, op="GELU"),
         UnsupportedOpError,
-        "softmax is a TANH; supported: CONV_2D",
+        "softmax is a GELU; supported: CONV_2D",
     ),
     "shape": (changed("y", shape=(1, 6)), GraphError, r"makes \(1, 5\), but 'y' says \(1, 6\)"),
     "undefined": (with_node(1, inputs=("m",)), GraphError, "before it is written"),

@@ -9,7 +9,7 @@ from tinyml_edu.ir import attrs as A
 from tinyml_edu.ir.graph import Graph, Kind, Node, Quant, Tensor
 from tinyml_edu.mcu import cgen, emulator, planning, toolchain
 
-KINDS = ("pointwise", "direct", "depthwise", "fully connected", "winograd", "long")
+KINDS = ("pointwise", "direct", "depthwise", "fully connected", "winograd", "long", "depthwise any")
 
 
 def layer(
@@ -59,6 +59,12 @@ def random_layer(kind: str, seed: int) -> Graph:
         pads = tuple(integer(0, 1) for _ in range(4))
         op, x, shape = "DEPTHWISE_CONV_2D", (1, h + 1, w, c), (1, 3, 3, c)
         attributes = A.DepthwiseConv2D((stride, stride), pads, activation=activation)
+    elif kind == "depthwise any":
+        kernel, c, multiplier = (integer(1, 7), integer(1, 7)), integer(1, 11), integer(1, 3)
+        pads = tuple(integer(0, kernel[i % 2] - 1) for i in range(4))
+        stride = (integer(1, 3), integer(1, 3))
+        op, x, shape = "DEPTHWISE_CONV_2D", (1, h + 4, w + 4, c), (1, *kernel, c * multiplier)
+        attributes = A.DepthwiseConv2D(stride, pads, activation=activation)
     elif kind == "pointwise":
         x, shape, attributes = (1, h, w, c), (o, 1, 1, c), A.Conv2D(activation=activation)
     elif kind == "long":
@@ -76,8 +82,9 @@ def random_layer(kind: str, seed: int) -> Graph:
         x, shape = (1, h, w, c), (o, *kernel, c)
         attributes = A.Conv2D((integer(1, 2), integer(1, 2)), pads, activation=activation)
     weights = rng.integers(-127, 128, shape)
-    fan_in = weights.size // shape[3 if kind == "depthwise" else 0]
-    bias = rng.integers(-5000, 5000, shape[3] if kind == "depthwise" else shape[0])
+    channels = shape[3 if op == "DEPTHWISE_CONV_2D" else 0]
+    fan_in = weights.size // channels
+    bias = rng.integers(-5000, 5000, channels)
     gain = 2.0 ** rng.uniform(-1, 2, len(bias)) / (74 * 0.6 * np.sqrt(fan_in))
     zero_points = [-128, 127, integer(-128, 127)]
     x_zp, y_zp = (int(rng.choice(zero_points)) for _ in range(2))
@@ -104,10 +111,17 @@ def telling_inputs(graph: Graph, seed: int = 0) -> np.ndarray:
 
 
 def on_a_board(
-    graph: Graph, x: np.ndarray, folder, *, board: str = "stm32f412", requant: str = "exact", compiler="zig"
+    graph: Graph,
+    x: np.ndarray,
+    folder,
+    *,
+    board: str = "stm32f412",
+    requant: str = "exact",
+    compiler="zig",
+    in_place: bool = True,
 ) -> emulator.EmulationResult:
     """Compile a graph for a board and emulate it on ``x``, one input after the other."""
-    plan = planning.plan(graph)
+    plan = planning.plan(graph, in_place=in_place)
     for name, text in cgen.generate(graph, plan, requant=requant).items():
         if "/" not in name:
             (folder / name).write_text(text)
@@ -133,3 +147,9 @@ def differences(graph: Graph, x: np.ndarray, folder, **options) -> list[int]:
     y = on_a_board(graph, x, folder, **options).outputs
     wanted = expected(graph, x, options.get("requant", "exact"))
     return np.count_nonzero(y != wanted, axis=1).tolist()
+
+
+def differences_of_a_network(graph: Graph, x: np.ndarray, folder) -> list[int]:
+    """Return `differences` for inputs (n, H, W, C) of a network of any length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return differences(graph, x[:, None], folder)

@@ -27,13 +27,21 @@ Mutation = tuple[str, str, str]
 
 
 def write_networks(
-    folder: Path, graphs: Sequence[Graph], *, requant: str = "exact", mutation: Mutation | None = None
+    folder: Path,
+    graphs: Sequence[Graph],
+    *,
+    requant: str = "exact",
+    mutation: Mutation | None = None,
+    in_place: bool = False,
 ) -> list[Path]:
-    """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources."""
+    """Write all kernels and one ``networks.c`` that holds each network under a prefix; return sources.
+
+    Without ``in_place`` no result lies over an operand, so each op calls the kernel named after it.
+    """
     texts: dict[str, str] = {p.name: p.read_text() for p in [*RUNTIME.iterdir(), DRIVER.with_suffix(".h")]}
     parts = []
     for k, graph in enumerate(graphs):
-        files = cgen.generate(graph, planning.plan(graph), requant=requant)
+        files = cgen.generate(graph, planning.plan(graph, in_place=in_place), requant=requant)
         texts["te_config.h"] = files["te_config.h"]
         both = files["model.h"] + files["model.c"].replace('#include "model.h"\n', "")
         parts.append(_LOCAL.sub(rf"g{k}_\1", both))
@@ -60,7 +68,13 @@ def _table(count: int) -> str:
 
 def build(folder: Path, graphs: Sequence[Graph], **options) -> list[Callable[[np.ndarray], np.ndarray]]:
     """Return one function a graph: int8 (n, ...) in, int8 (n, output bytes) out, computed by compiled C."""
-    sources = write_networks(folder, graphs, **options)
+    return runners(folder, write_networks(folder, graphs, **options), graphs)
+
+
+def runners(
+    folder: Path, sources: Sequence[Path], graphs: Sequence[Graph]
+) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """Compile what `write_networks` wrote and return `build`'s functions."""
     library = ctypes.CDLL(
         str(
             toolchain.compile_shared(

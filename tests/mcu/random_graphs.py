@@ -169,10 +169,8 @@ class Builder:
             if t.shape == self.shape() and t.kind is not Kind.CONSTANT
         ]
         other = str(self.rng.choice(same))
-        if self.rng.random() < 0.15:
-            other = self.constant(
-                "constant", self.rng.integers(-128, 128, self.shape(), dtype=np.int8), self.quant()
-            )
+        if self.rng.random() < 0.3:
+            other = self._factor(1.0 if self.rng.random() < 0.3 else 0.5)
         scales = [self.graph[n].quant.item()[0] for n in (self.current, other)]
         spread = float(2.0 ** self.rng.uniform(-4, 3))
         return A.Add(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(max(scales) * spread)
@@ -184,13 +182,17 @@ class Builder:
             extra = (self.constant("constant", codes, self.graph[self.current].quant),)
         return A.Sub(attributes.activation), extra, quant
 
+    def _factor(self, keep: float) -> str:
+        """Return a constant that has each axis of the current one with probability ``keep``, else 1."""
+        shape = tuple(n if self.rng.random() < keep else 1 for n in self.shape()[1:])
+        codes = self.rng.integers(-128, 128, (self.shape()[0], *shape), dtype=np.int8)
+        return self.constant("factor", codes, self.quant())
+
     def _mul(self):
         """Multiply by an earlier tensor, or by a constant of which some axes have length 1."""
         _, (other,), _ = self._add()
         if self.rng.random() < 0.6:
-            shape = tuple(1 if self.rng.random() < 0.5 else n for n in self.shape()[1:])
-            codes = self.rng.integers(-128, 128, (1, *shape), dtype=np.int8)
-            other = self.constant("factor", codes, self.quant())
+            other = self._factor(0.5)
         s1, s2 = (self.graph[n].quant.item()[0] for n in (self.current, other))
         spread = float(2.0 ** self.rng.uniform(-3, 2))
         return A.Mul(str(self.rng.choice(ACTIVATIONS))), (other,), self.quant(s1 * s2 * 74 * spread)
@@ -215,14 +217,29 @@ class Builder:
     def _logistic(self):
         return A.Elementwise(), (), Quant.per_tensor(1 / 256, -128)
 
+    def _tanh(self):
+        return A.Elementwise(), (), Quant.per_tensor(1 / 128, 0)
+
     def _rescaled(self):
         x_scale, _ = self.graph[self.current].quant.item()
-        return A.Elementwise(), (), self.quant(x_scale * float(2.0 ** self.rng.uniform(-2, 1)))
+        return A.Elementwise(), (), self.quant(x_scale * float(2.0 ** self.rng.uniform(-1, 1)))
 
     _hard_swish = _rescaled
     _relu = _rescaled
     _relu6 = _rescaled
-    _quantize = _rescaled
+
+    def _relu_n1_to_1(self):
+        return (
+            A.Elementwise(),
+            (),
+            Quant.per_tensor(2.0 ** -float(self.rng.uniform(5, 8)), self.integer(-9, 9)),
+        )
+
+    def _quantize(self):
+        return A.Quantize(bool(self.rng.random() < 0.3)), *self._rescaled()[1:]
+
+    def _leaky_relu(self):
+        return A.LeakyRelu(float(self.rng.uniform(0, 0.5))), *self._rescaled()[1:]
 
     def _resize_nearest_neighbor(self):
         if len(self.shape()) != 4:
@@ -256,7 +273,9 @@ class Builder:
     def _pad(self):
         rank = len(self.shape())
         pairs = ((0, 0), *((self.integer(0, 2), self.integer(0, 2)) for _ in range(rank - 1)))
-        return A.Pad(pairs), (), self.graph[self.current].quant
+        quant = self.graph[self.current].quant
+        value = quant.item()[0] * self.integer(-60, 60) if self.rng.random() < 0.3 else 0.0
+        return A.Pad(pairs, value), (), quant
 
     def _reshape(self):
         shape = self.shape()
@@ -298,6 +317,62 @@ def random_layer(op: str, seed: int, *, telling: bool = False) -> Graph:
         builder = Builder(rng, (1, *shape), f"{op}_{seed}", telling=telling)
         if builder.add(op):
             return builder.finish()
+
+
+class SharingBuilder(Builder):
+    """Grows networks whose tensors can share memory: whole results, parts, and images in place."""
+
+    def _slide(self) -> dict:
+        """Return a window that keeps the image's size."""
+        kernel = (self.integer(1, 4), self.integer(1, 4))
+        before = [self.integer(0, k - 1) for k in kernel]
+        after = [k - 1 - b for k, b in zip(kernel, before)]
+        activation = str(self.rng.choice(ACTIVATIONS))
+        return {"kernel": kernel, "stride": (1, 1), "padding": (*before, *after), "activation": activation}
+
+    def _depthwise_conv_2d(self):
+        slide, channels = self._slide(), self.shape()[3]
+        kernel = slide.pop("kernel")
+        if self.rng.random() < 0.6:  # the window that specialised kernels take
+            kernel, slide["padding"] = (3, 3), (1, 1, 1, 1)
+        names, quant = self._weights((1, *kernel, channels), 3, kernel[0] * kernel[1])
+        return A.DepthwiseConv2D(**slide), names, quant
+
+    def join(self) -> bool:
+        """Append two or three branches of one scale and their concatenation along the rows."""
+        start, quant, parts = self.current, None, []
+        for _ in range(self.integer(2, 3)):
+            self.current = start
+            if not self.add("DEPTHWISE_CONV_2D"):
+                return False
+            quant = quant or self.graph[self.current].quant
+            scaled = self._append("QUANTIZE", A.Quantize(), (self.current,), quant)
+            parts.append(scaled)
+        self.current = self._append("CONCATENATION", A.Concatenation(1), tuple(parts), quant)
+        return True
+
+    def _append(self, op: str, attributes: object, names: tuple[str, ...], quant: Quant) -> str:
+        shape = OPS[op].infer_shape(attributes, *(self.graph[n].shape for n in names))
+        name = self.graph.add(Tensor(self.graph.unique("t"), shape, "int8", Kind.ACTIVATION, quant=quant))
+        node = Node(f"{op.lower()}_{len(self.graph.nodes)}", op, names, (name,), attributes)
+        self._tells(node)
+        self.graph.nodes.append(node)
+        return name
+
+
+def sharing_network(seed: int, layers: int = 6) -> Graph:
+    """Return a random branched network: depthwise convolutions, element-wise ops, joined branches.
+
+    Branches may be joined or added; 16 channels keep each part of a concatenation at an aligned address.
+    """
+    rng = np.random.default_rng([7, seed])
+    shape = (1, *(2 * int(n) for n in rng.integers(2, 5, 2)), 16)
+    builder = SharingBuilder(rng, shape, f"sharing_{seed}", telling=True)
+    ops = ("DEPTHWISE_CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "RELU", "HARD_SWISH", "join")
+    for op in rng.choice(ops, layers):
+        builder.join() if op == "join" else builder.add(str(op))
+    builder.add("DEPTHWISE_CONV_2D")
+    return builder.finish()
 
 
 def inputs(graph: Graph, seed: int, n: int = 3) -> np.ndarray:

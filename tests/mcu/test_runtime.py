@@ -125,7 +125,7 @@ MUTATIONS = {
         "int32_t a0 = acc[0], a1 = acc[1]",
         "int16_t a0 = (int16_t)acc[0]; int32_t a1 = acc[1]",
     ),
-    "pads with 0, not with the zero point": ("te_pad_s8.c", "(int8_t)p->zp", "(int8_t)0"),
+    "pads with 0, not with the zero point": ("te_pad_s8.c", "(int8_t)p->code", "(int8_t)0"),
     "reads one tap beyond the border": (
         "te_window.h",
         "t.begin = (-origin + dilation - 1)",
@@ -169,8 +169,10 @@ MUTATIONS = {
     ),
     "adds instead of subtracting": ("te_sub_s8.c", "s1 - s2", "s1 + s2"),
     "forgets the zero point of the second factor": ("te_mul_s8.c", "(*b - p->x2_zp)", "*b"),
-    "repeats the first channel of a factor": ("te_mul_s8.c", "b += p->channel_2;", ""),
-    "does not repeat a factor along the rows": ("te_mul_s8.c", "i * p->row_2", "i * p->row_1"),
+    "repeats the first channel of a factor": ("te_mul_s8.c", "b += p->x2.channel;", ""),
+    "does not repeat a factor along the columns": ("te_mul_s8.c", "j * p->x2.column", "j * p->x1.column"),
+    "does not repeat a term along the columns": ("te_add_s8.c", "j * p->x2.column", "j * p->x1.column"),
+    "repeats the first channel of the minuend": ("te_sub_s8.c", "a += p->x1.channel;", ""),
     "drops the clamp of a product": ("te_mul_s8.c", "p->y_zp, p->y_min, p->y_max)", "p->y_zp, -128, 127)"),
     "joins along the rows": ("te_concatenation_s8.c", "x[k] + i * sizes[k]", "x[k]"),
     "takes codes for indices": ("te_lookup_s8.c", "centre[x[i]]", "table[(uint8_t)x[i]]"),
@@ -227,6 +229,11 @@ def test_the_runtime_has_no_allocation_no_mutable_global_no_recursion_and_no_flo
 
     for path in host_build.RUNTIME.iterdir():
         code = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        if path.name.startswith("te_wide"):
+            continue  # vector units of a computer compute in float; a board never compiles it:
+        code, wide = re.subn(r"#if TE_WIDE\n.*?#endif", "", code, flags=re.DOTALL)
+        assert "te_wide" not in code, path.name
+        assert wide == 0 or path.suffix == ".c", path.name
         assert not re.search(r"\b(malloc|calloc|realloc|alloca|float|double|goto)\b", code), path.name
         # At file scope only functions, types, macros and declarations: no variable, constant or not.
         assert not re.search(r"^(static )?(const )?u?int\w+_t \w+(\[\w*\])?( =|;)", code, re.MULTILINE), (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_int8, c_int32, c_uint32
+from ctypes import POINTER, c_int8, c_int32, c_uint32
 
 import host_build
 import numpy as np
 import pytest
+from c_structs import Add, Conv, FullyConnected, Mean, Mul, Output, Pad, Pool, Resize, Shape, Steps
 from random_graphs import random_layer
 
 from tinyml_edu import ir
@@ -18,74 +19,6 @@ from tinyml_edu.mcu import toolchain
 pytestmark = pytest.mark.c
 
 OK, NULL_POINTER, BAD_SHAPE, BAD_PARAMETER = range(4)
-
-
-class Shape(Structure):
-    _fields_ = [(n, c_int32) for n in ("height", "width", "channels", "row")]
-
-
-class Output(Structure):
-    _fields_ = [
-        ("multiplier", POINTER(c_int32)),
-        ("exponent", POINTER(c_int8)),
-        *((n, c_int32) for n in ("y_zp", "y_min", "y_max")),
-    ]
-
-
-def integers(names: str):
-    return [(name, c_int32) for name in names.split()]
-
-
-class Conv(Structure):
-    _fields_ = [
-        ("in_", Shape),
-        ("out", Shape),
-        *integers("kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left x_zp"),
-        ("output", Output),
-    ]
-
-
-class FullyConnected(Structure):
-    _fields_ = [*((n, c_int32) for n in ("rows", "in_", "out", "x_zp")), ("output", Output)]
-
-
-class Pool(Structure):
-    _fields_ = [
-        ("in_", Shape),
-        ("out", Shape),
-        *integers("kernel_h kernel_w stride_h stride_w pad_top pad_left y_min y_max"),
-    ]
-
-
-class Add(Structure):
-    _fields_ = [
-        ("out", Shape),
-        *integers("row_1 row_2 x1_zp x2_zp y_zp multiplier_1 multiplier_2 multiplier_y"),
-        *integers("exponent_1 exponent_2 exponent_y y_min y_max"),
-    ]
-
-
-class Mul(Structure):
-    _fields_ = [
-        ("out", Shape),
-        *integers("row_1 row_2 column_2 channel_2 x1_zp x2_zp y_zp multiplier exponent y_min y_max"),
-    ]
-
-
-class Resize(Structure):
-    _fields_ = [("in_", Shape), ("out", Shape), ("rows", POINTER(c_int32)), ("columns", POINTER(c_int32))]
-
-
-class Mean(Structure):
-    _fields_ = [
-        ("keep", c_int32 * 3),
-        ("reduce", c_int32 * 2),
-        *((n, c_int32) for n in ("x_zp", "y_zp", "multiplier", "exponent", "y_min", "y_max")),
-    ]
-
-
-class Pad(Structure):
-    _fields_ = [("in_", c_int32 * 4), ("before", c_int32 * 4), ("after", c_int32 * 4), ("zp", c_int32)]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +55,13 @@ def fully_connected():
 
 
 def add():
-    return Add(Shape(2, 2, 2, 4), 4, 4, 0, 0, 0, 2**30, 2**30, 2**30, 0, 0, -18, -128, 127)
+    return Add(
+        Shape(2, 2, 2, 4), Steps(4, 2, 1), Steps(4, 2, 1), 0, 0, 0, 2**30, 2**30, 2**30, 0, 0, -18, -128, 127
+    )
 
 
 def mul():
-    return Mul(Shape(2, 2, 2, 4), 4, 0, 0, 1, 0, 0, 0, 2**30, -6, -128, 127)
+    return Mul(Shape(2, 2, 2, 4), Steps(4, 2, 1), Steps(0, 0, 1), 0, 0, 0, 2**30, -6, -128, 127)
 
 
 ROWS, BAD_ROWS, NEGATIVE_ROWS = ((c_int32 * 4)(0, 0, 1, last) for last in (1, 2, -1))
@@ -148,6 +83,7 @@ def pad():
 KERNELS = {
     "te_conv2d_s8": (conv, (BUFFER, WEIGHTS, BIAS, RESULT), (0, 1, 3)),
     "te_depthwise_conv2d_s8": (conv, (BUFFER, WEIGHTS, BIAS, RESULT), (0, 1, 3)),
+    "te_depthwise_conv2d_inplace_s8": (conv, (BUFFER, WEIGHTS, BIAS, RESULT), (0, 1, 3)),
     "te_fully_connected_s8": (fully_connected, (BUFFER, WEIGHTS, BIAS, RESULT), (0, 1, 3)),
     "te_average_pool2d_s8": (pool, (BUFFER, RESULT), (0, 1)),
     "te_max_pool2d_s8": (pool, (BUFFER, RESULT), (0, 1)),
@@ -185,12 +121,20 @@ WRONG_SHAPES = {
         f"in_.channels={BIG}",
     ],
     "te_depthwise_conv2d_s8": ["in_.height=0", "out.channels=3", "out.row=1", f"in_.width={BIG}"],
+    "te_depthwise_conv2d_inplace_s8": [
+        "in_.height=0",
+        "out.height=3",
+        "out.width=3",
+        "out.channels=1",
+        "out.row=16",
+        f"in_.width={BIG}",
+    ],
     "te_fully_connected_s8": ["rows=0", "in_=0", "out=-4", f"in_={BIG}", f"rows={BIG}"],
     "te_average_pool2d_s8": ["in_.channels=1", "out.height=0", "in_.row=0"],
     "te_max_pool2d_s8": ["in_.channels=1", "out.width=-5", f"in_.height={BIG}"],
-    "te_add_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
-    "te_sub_s8": ["out.height=0", "row_1=3", "row_2=-8", f"out.channels={BIG}"],
-    "te_mul_s8": ["out.height=0", "row_1=3", "row_2=-1", "column_2=-1", "channel_2=-1", f"row_2={BIG}"],
+    "te_add_s8": ["out.height=0", "x1.row=-1", "x2.column=-8", f"x1.row={BIG}", f"out.channels={BIG}"],
+    "te_sub_s8": ["out.height=0", "x1.channel=-1", "x2.row=-8", f"out.channels={BIG}"],
+    "te_mul_s8": ["out.height=0", "x1.row=-1", "x2.row=-1", "x2.column=-1", "x1.channel=-1", f"x2.row={BIG}"],
     "te_resize_nearest_s8": ["in_.channels=1", "in_.height=0", "out.row=7", f"out.width={BIG}"],
     "te_mean_s8": ["keep[0]=0", "reduce[1]=0", f"reduce[0]={BIG}", f"keep[2]={BIG}"],
     "te_pad_s8": ["in_[1]=0", "before[1]=-4", f"in_[3]={BIG}"],
@@ -202,6 +146,7 @@ WRONG_PARAMETERS = {
         f"kernel_w={BIG}", f"pad_top={BIG}", f"pad_left={-BIG}", f"dilation_h={BIG}",
     ],
     "te_depthwise_conv2d_s8": ["stride_w=-1", "kernel_w=0", "x_zp=300", f"pad_left={BIG}"],
+    "te_depthwise_conv2d_inplace_s8": ["stride_h=2", "stride_w=2", "pad_top=3", "pad_top=-1", "x_zp=300"],
     "te_fully_connected_s8": ["x_zp=128", "output.y_zp=-129", "output.y_max=500"],
     "te_average_pool2d_s8": ["pad_top=2", "pad_left=9", "stride_h=4", "pad_left=-3", "kernel_h=0",
                              "y_max=128", "y_min=-200"],
@@ -213,7 +158,7 @@ WRONG_PARAMETERS = {
     "te_resize_nearest_s8": ["in_.height=1", "in_.width=1"],
     "te_mean_s8": ["x_zp=128", "y_zp=-129", "multiplier=-1", "exponent=31", "exponent=-32",
                    "y_min=-129", "y_max=128", "y_min=1 y_max=0"],
-    "te_pad_s8": ["zp=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
+    "te_pad_s8": ["code=128", f"before[2]={BIG}", f"after[0]={-BIG}"],
 }  # fmt: skip
 
 

@@ -304,6 +304,7 @@ def summation_error(module: QATGraph, int8: Graph) -> float:
 
 BRANCHING = {
     *("SUB", "MUL", "CONCATENATION", "LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"),
+    *("RELU_N1_TO_1", "LEAKY_RELU", "TANH"),
     "RESIZE_NEAREST_NEIGHBOR",
 }
 """Ops of the second network.  Capture writes RELU and RELU6 as clamps of other ops."""
@@ -318,6 +319,7 @@ class Branches(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.hardswish(self.stem(x))
         y = x * self.gate(F.adaptive_avg_pool2d(x, 1)).sigmoid() - F.silu(x)
+        y = y.tanh() + F.leaky_relu(y, 0.2)
         return self.last(F.interpolate(torch.cat([y, self.mask(x).sigmoid(), x], 1), scale_factor=2))
 
 
@@ -326,7 +328,7 @@ class Branches(nn.Module):
 def test_gates_and_joined_branches_are_within_one_code_after_conversion(method, bits):
     torch.manual_seed(0)
     graph = mcu.capture(Branches(), torch.zeros(1, 3, 17, 18))
-    assert BRANCHING - {"RELU", "RELU6"} <= {node.op for node in graph.nodes}
+    assert BRANCHING - {"RELU", "RELU6", "RELU_N1_TO_1"} <= {node.op for node in graph.nodes}
     module = trained(prepared(graph, QuantConfig(bits, bits), method))
     int8 = convert(module).graph
     assert summation_error(module, int8) < 5 / 8
@@ -336,6 +338,8 @@ def test_gates_and_joined_branches_are_within_one_code_after_conversion(method, 
     fixed = [node.outputs[0] for node in graph.nodes if node.op == "LOGISTIC"]
     assert len(fixed) == 3
     assert all(int8[name].quant.item() == (1 / 256, -128) for name in fixed)
+    (tanh,) = [node.outputs[0] for node in graph.nodes if node.op == "TANH"]
+    assert int8[tanh].quant.item() == (1 / 128, 0)
 
 
 CONFIGS = [

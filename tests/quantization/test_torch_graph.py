@@ -46,13 +46,16 @@ def case(op: str, rng: np.random.Generator) -> Graph:
     elif op == "MEAN":
         attrs = A.Mean([(1, 2), (1,), (3,), (1, 2, 3)][rng.integers(4)], bool(rng.integers(2)))
     elif op == "PAD":
-        attrs = A.Pad(((0, 0), *((int(a), int(b)) for a, b in rng.integers(0, 3, (3, 2)))))
+        pairs = ((0, 0), *((int(a), int(b)) for a, b in rng.integers(0, 3, (3, 2))))
+        attrs = A.Pad(pairs, float(rng.choice([0.0, 1.5])))
     elif op == "RESHAPE":
         attrs = A.Reshape([(1, x[1] * x[2] * x[3]), (1, x[2], x[3], x[1])][rng.integers(2)])
     elif op == "RESIZE_NEAREST_NEIGHBOR":
         size = tuple(int(v) for v in rng.integers(1, 15, 2))
         attrs = A.ResizeNearest(size, *[(False, False), (True, False), (False, True)][rng.integers(3)])
-    elif op in ("LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"):
+    elif op in ("LEAKY_RELU", "QUANTIZE"):
+        attrs = A.LeakyRelu(0.2) if op == "LEAKY_RELU" else A.Quantize()
+    elif op in ("LOGISTIC", "TANH", "HARD_SWISH", "RELU", "RELU6", "RELU_N1_TO_1"):
         attrs = A.Elementwise()
     elif op in SUMS:
         attrs = SUMS[op](activation)
@@ -61,7 +64,7 @@ def case(op: str, rng: np.random.Generator) -> Graph:
     graph = Graph(op, inputs=("x", "x2") if op in (*SUMS, "CONCATENATION") else ("x",), outputs=("y",))
     for name in graph.inputs:
         graph.add(Tensor(name, x, "float32", Kind.INPUT))
-    if op == "MUL":
+    if op in SUMS:
         graph.update("x2", shape=(1, *(n if rng.random() < 0.5 else 1 for n in x[1:])))
     for name, shape in zip(("w", "b"), constants, strict=False):
         graph.add(Tensor(name, shape, "float32", Kind.CONSTANT, rng.normal(size=shape).astype(np.float32)))

@@ -71,6 +71,12 @@ def check_output(path: Path | None) -> None:
         )
 
 
+def check_picture(option: str, path: Path | None) -> None:
+    """Refuse a picture in another format than PNG, with UsageError."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise UsageError(f"{option} writes PNG; name a file that ends in .png, not {path.name}")
+
+
 def write_output(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; a device such as /dev/stdout is written to, not replaced."""
     if path.exists() and not path.is_file():

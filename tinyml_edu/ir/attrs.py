@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ACTIVATIONS = ("none", "relu", "relu6")
+ACTIVATIONS = ("none", "relu", "relu6", "relu_n1_to_1")
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class Add:
-    """ADD of two tensors of one shape."""
+    """ADD of two tensors; an axis of either, but not the batch, may have length 1 and is repeated."""
 
     activation: str = "none"
 
 
 @dataclass(frozen=True)
 class Sub:
-    """SUB, the first tensor minus the second, of one shape."""
+    """SUB, the first tensor minus the second; axes of length 1 are repeated as in ADD."""
 
     activation: str = "none"
 
 
 @dataclass(frozen=True)
 class Mul:
-    """MUL of two tensors; an axis of the second, but not the batch, may have length 1 and is repeated."""
+    """MUL of two tensors; axes of length 1 are repeated as in ADD."""
 
     activation: str = "none"
 
@@ -81,9 +81,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Pad:
-    """PAD: ``padding`` holds (before, after) for each axis; the value is real 0."""
+    """PAD and PADV2: ``padding`` holds (before, after) for each axis, ``value`` is the real number in it."""
 
     padding: tuple[tuple[int, int], ...]
+    value: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,24 @@ class ResizeNearest:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """LOGISTIC, HARD_SWISH, RELU, RELU6 and QUANTIZE: a function of each element, without options."""
+    """LOGISTIC, TANH, HARD_SWISH, RELU, RELU6, RELU_N1_TO_1: a function of each element, without options."""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """QUANTIZE of codes to another scale.
+
+    With ``through_float`` it stands for DEQUANTIZE and then QUANTIZE, whose quotient is float32.
+    """
+
+    through_float: bool = False
+
+
+@dataclass(frozen=True)
+class LeakyRelu:
+    """LEAKY_RELU, ``x`` where positive, else ``alpha * x``."""
+
+    alpha: float = 0.01
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from .attrs import (
+    ACTIVATIONS,
     Add,
     Concatenation,
     Conv2D,
     DepthwiseConv2D,
     Elementwise,
     FullyConnected,
+    LeakyRelu,
     Mean,
     Mul,
     Pad,
     Pool2D,
+    Quantize,
     Reshape,
     ResizeNearest,
     Softmax,
@@ -36,7 +39,9 @@ def activate(y: np.ndarray, activation: str) -> np.ndarray:
         return np.maximum(y, 0)
     if activation == "relu6":
         return np.clip(y, 0, 6)
-    raise GraphError(f"unknown activation {activation!r}; known: none, relu, relu6")
+    if activation == "relu_n1_to_1":
+        return np.clip(y, -1, 1)
+    raise GraphError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
 def conv2d(
@@ -82,17 +87,17 @@ def fully_connected(
 
 
 def add(x1: np.ndarray, x2: np.ndarray, *, attrs: Add, out_shape: tuple[int, ...]) -> np.ndarray:
-    """ADD of two tensors of one shape."""
+    """ADD of two tensors, axes of length 1 repeated."""
     return activate(x1 + x2, attrs.activation).reshape(out_shape)
 
 
 def sub(x1: np.ndarray, x2: np.ndarray, *, attrs: Sub, out_shape: tuple[int, ...]) -> np.ndarray:
-    """SUB of two tensors of one shape."""
+    """SUB of two tensors, axes of length 1 repeated."""
     return activate(x1 - x2, attrs.activation).reshape(out_shape)
 
 
 def mul(x1: np.ndarray, x2: np.ndarray, *, attrs: Mul, out_shape: tuple[int, ...]) -> np.ndarray:
-    """MUL of two tensors, the second with axes of length 1 or not."""
+    """MUL of two tensors, axes of length 1 repeated."""
     return activate(x1 * x2, attrs.activation).reshape(out_shape)
 
 
@@ -122,7 +127,22 @@ def relu6(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> n
     return np.clip(x, 0, 6).reshape(out_shape)
 
 
-def quantize(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+def relu_n1_to_1(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """RELU_N1_TO_1, a clamp to [-1, 1]."""
+    return np.clip(x, -1, 1).reshape(out_shape)
+
+
+def leaky_relu(x: np.ndarray, *, attrs: LeakyRelu, out_shape: tuple[int, ...]) -> np.ndarray:
+    """LEAKY_RELU."""
+    return np.where(x >= 0, x, np.float32(attrs.alpha) * x).reshape(out_shape).astype(np.float32)
+
+
+def tanh(x: np.ndarray, *, attrs: Elementwise, out_shape: tuple[int, ...]) -> np.ndarray:
+    """TANH."""
+    return np.tanh(x).reshape(out_shape).astype(np.float32)
+
+
+def quantize(x: np.ndarray, *, attrs: Quantize, out_shape: tuple[int, ...]) -> np.ndarray:
     """QUANTIZE changes the scale only: nothing, in a float graph."""
     return x.reshape(out_shape)
 
@@ -153,8 +173,8 @@ def mean(x: np.ndarray, *, attrs: Mean, out_shape: tuple[int, ...]) -> np.ndarra
 
 
 def pad(x: np.ndarray, *, attrs: Pad, out_shape: tuple[int, ...]) -> np.ndarray:
-    """PAD with 0."""
-    return np.pad(x, attrs.padding).reshape(out_shape)
+    """PAD with ``attrs.value``."""
+    return np.pad(x, attrs.padding, constant_values=attrs.value).reshape(out_shape)
 
 
 def reshape(x: np.ndarray, *, attrs: Reshape, out_shape: tuple[int, ...]) -> np.ndarray:

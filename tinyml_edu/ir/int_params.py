@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from .attrs import ACTIVATIONS
 from .fixed_point import effective_scale, quantize_multiplier, quantize_multipliers
 from .graph import Graph, GraphError, Node, Quant
 from .windows import nearest
@@ -118,10 +119,16 @@ def activation_range(quant: Quant, activation: str) -> tuple[int, int]:
     if activation == "relu":
         return max(low, zero_point), high
     if activation == "relu6":
-        # The reference divides in float32 and rounds half away from zero.
-        six = float(np.floor(np.float64(np.float32(6) / np.float32(scale)) + 0.5))
-        return max(low, zero_point), int(min(high, zero_point + six))
-    raise GraphError(f"unknown activation {activation!r}; known: none, relu, relu6")
+        return max(low, zero_point), int(min(high, zero_point + _units(6, scale)))
+    if activation == "relu_n1_to_1":
+        one = _units(1, scale)
+        return int(max(low, zero_point - one)), int(min(high, zero_point + one))
+    raise GraphError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def _units(value: float, scale: float) -> float:
+    """Return ``value / scale`` as the reference rounds it: the quotient in float32, half away from zero."""
+    return float(np.floor(np.float64(np.float32(value) / np.float32(scale)) + 0.5))
 
 
 def _quant(graph: Graph, node: Node, name: str) -> Quant:
@@ -244,8 +251,10 @@ def mean_params(graph: Graph, node: Node) -> MeanParams:
 
 
 def pad_code(graph: Graph, node: Node) -> int:
-    """Return the code that PAD writes: the zero point, which stands for real 0."""
-    return _quant(graph, node, node.outputs[0]).item()[1]
+    """Return the code that PAD writes: the zero point, which stands for real 0, or that of its value."""
+    quant = _quant(graph, node, node.outputs[0])
+    quant.item()  # one scale
+    return int(quant.quantize(np.array(node.attrs.value, np.float64)))
 
 
 def softmax_table(graph: Graph, node: Node) -> np.ndarray:

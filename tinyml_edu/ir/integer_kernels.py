@@ -25,10 +25,12 @@ from .attrs import (
     DepthwiseConv2D,
     Elementwise,
     FullyConnected,
+    LeakyRelu,
     Mean,
     Mul,
     Pad,
     Pool2D,
+    Quantize,
     Reshape,
     ResizeNearest,
     Softmax,
@@ -136,7 +138,7 @@ def add(
     out_shape: tuple[int, ...],
     requant: str = "exact",
 ) -> np.ndarray:
-    """ADD: two int8 tensors of one shape, each with its own scale, to int8 of that shape."""
+    """ADD: two int8 tensors, each with its own scale and at times axes of length 1, to int8."""
     s1, s2 = _on_one_scale(x1, x2, params, requant)
     return _finish(_requant(s1 + s2, params.mo, params.eo, requant), params).reshape(out_shape)
 
@@ -150,7 +152,7 @@ def sub(
     out_shape: tuple[int, ...],
     requant: str = "exact",
 ) -> np.ndarray:
-    """SUB: ``x1 - x2`` of two int8 tensors of one shape, each with its own scale, to int8 of that shape."""
+    """SUB: ``x1 - x2``, each int8 with its own scale and at times axes of length 1, to int8."""
     s1, s2 = _on_one_scale(x1, x2, params, requant)
     return _finish(_requant(s1 - s2, params.mo, params.eo, requant), params).reshape(out_shape)
 
@@ -173,7 +175,7 @@ def mul(
     out_shape: tuple[int, ...],
     requant: str = "exact",
 ) -> np.ndarray:
-    """MUL: int8 (N, ...) times int8 of that shape, or with axes of length 1, to int8 (N, ...)."""
+    """MUL: int8 times int8, at times with axes of length 1, to int8."""
     product = (x1.astype(np.int64) - params.x1_zp) * (x2.astype(np.int64) - params.x2_zp)
     return _finish(_requant(product, params.multiplier, params.exponent, requant), params).reshape(out_shape)
 
@@ -192,7 +194,7 @@ def concatenation(
 def lookup(
     x: np.ndarray,
     *,
-    attrs: Elementwise,
+    attrs: Elementwise | LeakyRelu | Quantize,
     params: np.ndarray,
     out_shape: tuple[int, ...],
     requant: str = "exact",
@@ -259,7 +261,7 @@ def mean(
 def pad(
     x: np.ndarray, *, attrs: Pad, params: int, out_shape: tuple[int, ...], requant: str = "exact"
 ) -> np.ndarray:
-    """PAD with the zero point, which is ``params``."""
+    """PAD with one code, which is ``params``."""
     return np.pad(x, attrs.padding, constant_values=params).reshape(out_shape)
 
 

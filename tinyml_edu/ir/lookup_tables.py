@@ -9,12 +9,11 @@ Entry ``k`` of a table, int8 (256,), is the output code of the input code ``k - 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .fixed_point import quantize_multiplier, requant_double
 from .graph import Graph, GraphError, Node, Quant
+from .int_params import activation_range
 
 CODES = np.arange(-128, 128, dtype=np.int64)
 """Every input code, in the order of a table."""
@@ -38,25 +37,64 @@ def _narrow(codes: np.ndarray, low: int, high: int) -> np.ndarray:
 
 
 def requantize_table(graph: Graph, node: Node) -> np.ndarray:
-    """Return the table of QUANTIZE from int8 to int8: the same real value on another scale."""
+    """Return the table of QUANTIZE from int8 to int8: the same real value on another scale.
+
+    Through float, DEQUANTIZE rounds the product of scale and code to float32, and QUANTIZE divides in float32
+    and rounds half away from zero.
+    """
     x, y = _quants(graph, node)
     (x_scale, x_zp), (y_scale, y_zp) = x.item(), y.item()
+    if node.attrs.through_float:
+        real = (x_scale * (CODES - x_zp)).astype(np.float32)
+        return _narrow(_half_away(real / np.float32(y_scale)) + y_zp, *y.limits)
     scaled = requant_double(CODES - x_zp, *quantize_multiplier(x_scale / y_scale))
     return _narrow(scaled + y_zp, *y.limits)
 
 
 def relu_table(graph: Graph, node: Node) -> np.ndarray:
-    """Return the table of RELU or RELU6, which clamp and change the scale."""
+    """Return the table of RELU, RELU6 or RELU_N1_TO_1, which clamp and change the scale."""
     x, y = _quants(graph, node)
     (x_scale, x_zp), (y_scale, y_zp) = x.item(), y.item()
-    low, high = y.limits
-    if node.op == "RELU6":
-        six = math.floor(float(np.float32(6) / np.float32(y_scale)) + 0.5)
-        high = min(high, y_zp + six)
+    low, high = activation_range(y, node.op.lower())
     # The reference divides in float32 here, and in float64 for QUANTIZE.
     ratio = float(np.float32(x_scale) / np.float32(y_scale))
     scaled = requant_double(CODES - x_zp, *quantize_multiplier(ratio))
-    return _narrow(scaled + y_zp, max(low, y_zp), high)
+    return _narrow(scaled + y_zp, low, high)
+
+
+def leaky_relu_table(graph: Graph, node: Node) -> np.ndarray:
+    """Return the table of LEAKY_RELU: one factor for codes from the zero point on, one for those below.
+
+    Raises
+    ------
+    GraphError
+        If ``alpha`` is negative, for which the reference's multiplier is not defined.
+    """
+    x, y = _quants(graph, node)
+    (x_scale, x_zp), (y_scale, y_zp) = x.item(), y.item()
+    alpha = np.float32(node.attrs.alpha)
+    if not (np.isfinite(alpha) and alpha >= 0):
+        raise GraphError(f"{node.name}: LEAKY_RELU with alpha {node.attrs.alpha}; it must not be negative")
+    centred = CODES - x_zp
+    ratio = np.float32(x_scale) / np.float32(y_scale)
+    below = np.float32(x_scale) * alpha / np.float32(y_scale)
+    rising, falling = (requant_double(centred, *quantize_multiplier(float(m))) for m in (ratio, below))
+    return _narrow(np.where(centred >= 0, rising, falling) + y_zp, *y.limits)
+
+
+def tanh_table(graph: Graph, node: Node) -> np.ndarray:
+    """Return the table of TANH, from a float32 function value as the reference's own table."""
+    x, y = _quants(graph, node)
+    (x_scale, x_zp), (y_scale, y_zp) = x.item(), y.item()
+    r = np.float32(x_scale) * (CODES - x_zp).astype(np.float32)
+    value = np.tanh(r.astype(np.float64)).astype(np.float32)
+    return _narrow(_half_away(value * (np.float32(1) / np.float32(y_scale))) + y_zp, *y.limits)
+
+
+def _half_away(units: np.ndarray) -> np.ndarray:
+    """Return float32 ``units`` rounded half away from zero, as int64; far ones saturate."""
+    wide = np.clip(units.astype(np.float64), -(2.0**31), 2.0**31)
+    return (np.sign(wide) * np.floor(np.abs(wide) + 0.5)).astype(np.int64)
 
 
 def logistic_table(graph: Graph, node: Node) -> np.ndarray:

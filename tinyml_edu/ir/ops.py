@@ -128,22 +128,14 @@ def _fully_connected_shape(a: A.FullyConnected, x: Shape, w: Shape, *bias: Shape
     return x[0], w[0]
 
 
-def _add_shape(a: A.Add, x1: Shape, x2: Shape) -> Shape:
-    _need(x1 == x2, f"ADD needs two tensors of one shape, got {x1} and {x2}")
-    return x1
-
-
-def _sub_shape(a: A.Sub, x1: Shape, x2: Shape) -> Shape:
-    _need(x1 == x2, f"SUB needs two tensors of one shape, got {x1} and {x2}")
-    return x1
-
-
-def _mul_shape(a: A.Mul, x1: Shape, x2: Shape) -> Shape:
-    fits = len(x1) == len(x2) and x1[:1] == x2[:1] and all(n in (1, m) for m, n in zip(x1, x2, strict=True))
+def _broadcast_shape(a: A.Add | A.Sub | A.Mul, x1: Shape, x2: Shape) -> Shape:
+    pairs = list(zip(x1, x2, strict=False))
+    fits = len(x1) == len(x2) and x1[:1] == x2[:1] and all(m == n or 1 in (m, n) for m, n in pairs)
+    what = type(a).__name__.upper()
     _need(
-        fits, f"MUL needs a second tensor of the shape of the first or with axes of length 1: {x1} and {x2}"
+        fits, f"{what} needs two tensors whose axes are of one length, or 1 but for the batch: {x1} and {x2}"
     )
-    return x1
+    return tuple(max(pair) for pair in pairs)
 
 
 def _concatenation_shape(a: A.Concatenation, *xs: Shape) -> Shape:
@@ -232,6 +224,14 @@ def _same_region(a: Any, region: Region, x: Shape, *_: Shape) -> Region:
     return _clip(region, x)
 
 
+def _broadcast_region(a: Any, region: Region, x: Shape, *_: Shape) -> Region | None:
+    if len(x) != 4:
+        return None
+    y0, y1, x0, x1 = region
+    rows, columns = ((0, 1) if n == 1 else pair for n, pair in zip(x[1:3], ((y0, y1), (x0, x1)), strict=True))
+    return _clip((*rows, *columns), x)
+
+
 def _concatenation_region(a: A.Concatenation, region: Region, *xs: Shape) -> Region | None:
     return _clip(region, xs[0]) if a.axis == 3 else None
 
@@ -268,7 +268,7 @@ OPS: dict[str, OpSpec] = {
         int_params.conv_params, integer_kernels.fully_connected, float_kernels.fully_connected,
     ),
     "ADD": OpSpec(
-        A.Add, _add_shape, _no_macs, _same_region,
+        A.Add, _broadcast_shape, _no_macs, _broadcast_region,
         "inputs shifted left by 20 onto the scale 2·max(s1, s2), each product rounded " + _DOUBLE,
         int_params.add_params, integer_kernels.add, float_kernels.add,
     ),
@@ -297,12 +297,12 @@ OPS: dict[str, OpSpec] = {
         int_params.softmax_table, integer_kernels.softmax, float_kernels.softmax,
     ),
     "SUB": OpSpec(
-        A.Sub, _sub_shape, _no_macs, _same_region,
+        A.Sub, _broadcast_shape, _no_macs, _broadcast_region,
         "as ADD, the second input subtracted",
         int_params.add_params, integer_kernels.sub, float_kernels.sub,
     ),
     "MUL": OpSpec(
-        A.Mul, _mul_shape, _no_macs, _same_region, _DOUBLE,
+        A.Mul, _broadcast_shape, _no_macs, _broadcast_region, _DOUBLE,
         int_params.mul_params, integer_kernels.mul, float_kernels.mul,
     ),
     "CONCATENATION": OpSpec(
@@ -326,8 +326,20 @@ OPS: dict[str, OpSpec] = {
         A.Elementwise, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
         lookup_tables.relu_table, integer_kernels.lookup, float_kernels.relu6,
     ),
-    "QUANTIZE": OpSpec(
+    "RELU_N1_TO_1": OpSpec(
         A.Elementwise, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
+        lookup_tables.relu_table, integer_kernels.lookup, float_kernels.relu_n1_to_1,
+    ),
+    "LEAKY_RELU": OpSpec(
+        A.LeakyRelu, _elementwise_shape, _no_macs, _same_region, _DOUBLE,
+        lookup_tables.leaky_relu_table, integer_kernels.lookup, float_kernels.leaky_relu,
+    ),
+    "TANH": OpSpec(
+        A.Elementwise, _elementwise_shape, _no_macs, _same_region, "half away from zero, from float32",
+        lookup_tables.tanh_table, integer_kernels.lookup, float_kernels.tanh,
+    ),
+    "QUANTIZE": OpSpec(
+        A.Quantize, _elementwise_shape, _no_macs, _same_region, _DOUBLE + "; or half away, from float32",
         lookup_tables.requantize_table, integer_kernels.lookup, float_kernels.quantize,
     ),
     "RESIZE_NEAREST_NEIGHBOR": OpSpec(
@@ -345,6 +357,7 @@ ONE_SCALE_OPS = (
 FIXED_SCALES = {
     "SOFTMAX": (int_params.SOFTMAX_SCALE, int_params.SOFTMAX_ZERO_POINT),
     "LOGISTIC": (lookup_tables.LOGISTIC_SCALE, lookup_tables.LOGISTIC_ZERO_POINT),
+    "TANH": (1 / 128, 0),
 }
 """Scale and zero point of int8 outputs that the operator prescribes."""
 

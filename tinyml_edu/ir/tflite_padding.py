@@ -94,7 +94,7 @@ def _require_pad_is_exact(graph: Graph, node: Node) -> None:
         raise UnsupportedOpError(
             f"{what} is neither SAME nor VALID and averages no padding; pad with F.pad before it instead"
         )
-    if node.op == "MAX_POOL_2D" and node.attrs.activation == "none" and zero_point != INT8_MIN:
+    if node.op == "MAX_POOL_2D" and node.attrs.activation not in ("relu", "relu6") and zero_point != INT8_MIN:
         raise UnsupportedOpError(
             f"{what} is neither SAME nor VALID, and a padded {zero_point} could win; put a ReLU before it"
         )

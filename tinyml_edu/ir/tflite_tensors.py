@@ -17,8 +17,12 @@ _MAX_ELEMENTS = 2**31 - 1
 class TensorReader:
     """Tensors of subgraph 0 by index; ``lib`` is the ``tflite`` package.
 
-    ``where`` says which operator is being read, for messages.
+    ``where`` says which operator is being read, for messages.  ``codes_of`` is, for a float tensor that was
+    dequantized, the index of its codes, ``begins_at``, for a float input, that of the codes it becomes, and
+    ``unsigned`` holds the indices of the tensors that are uint8 in the file.
     """
+
+    op = ""
 
     def __init__(self, lib: Any, data: bytes, name: str) -> None:
         self.lib = lib
@@ -31,6 +35,9 @@ class TensorReader:
         self.inputs = numbers(self.sub.InputsAsNumpy())
         self.outputs = numbers(self.sub.OutputsAsNumpy())
         self.where = ""
+        self.codes_of: dict[int, int] = {}
+        self.begins_at: dict[int, int] = {}
+        self.unsigned: set[int] = set()
 
     def tensor(self, index: int) -> Any:
         if not 0 <= index < self.sub.TensorsLength():
@@ -44,6 +51,11 @@ class TensorReader:
         if tensor.dtype != "int8":
             raise UnsupportedOpError(
                 f"tensor {name!r} is {tensor.dtype}; convert the model with full integer quantization (int8)"
+            )
+        if index in self.unsigned and self.op not in ("QUANTIZE", "DEQUANTIZE", ""):
+            raise UnsupportedOpError(
+                f"{self.where} computes with uint8, {name!r}; convert the model to int8, uint8 may only be "
+                "at its ends"
             )
         if tensor.quant is None or tensor.quant.scale.size != 1:
             raise UnsupportedOpError(f"activation {name!r} needs exactly one scale")
@@ -65,11 +77,16 @@ class TensorReader:
                 raise UnsupportedOpError(
                     f"tensor {name!r} is sparse or a variable; export a plain int8 model"
                 )
-            dtype, data = self._dtype(name, source), None
-            kind = Kind.INPUT if index in self.inputs else Kind.ACTIVATION
+            data, kind = None, Kind.INPUT if index in self.inputs else Kind.ACTIVATION
             if kind is Kind.ACTIVATION and self._has_data(source):
-                kind, data = Kind.CONSTANT, self._data(source, dtype, shape)
-            quant = self._quant(name, source, shape)
+                kind = Kind.CONSTANT
+            offset = 128 if self.type_of(index) == "UINT8" and kind is not Kind.CONSTANT else 0
+            dtype = "int8" if offset else self._dtype(name, source)
+            if kind is Kind.CONSTANT:
+                data = self._data(source, dtype, shape)
+            quant = self._quant(name, source, shape, offset)
+            if offset:
+                self.unsigned.add(index)
             self.names[index] = self.graph.add(Tensor(name, shape, dtype, kind, data, quant))
         return self.names[index]
 
@@ -78,9 +95,29 @@ class TensorReader:
         known = {types.FLOAT32: "float32", types.INT32: "int32", types.INT8: "int8"}
         if source.Type() not in known:
             names = {v: k for k, v in vars(types).items() if isinstance(v, int)}
-            given = names.get(source.Type(), source.Type())
+            given = names.get(source.Type(), f"type {source.Type()}")
             raise UnsupportedOpError(f"tensor {name!r} is {given}; the engine has int8 data and int32 biases")
         return known[source.Type()]
+
+    def type_of(self, index: int) -> str:
+        """Return the name of the type of tensor ``index``, such as ``"INT8"``."""
+        names = {v: k for k, v in vars(self.lib.TensorType).items() if isinstance(v, int)}
+        number = self.tensor(index).Type()
+        return names.get(number, f"type {number}")
+
+    def quant_at(self, index: int) -> tuple[float, int]:
+        """Return scale and zero point of activation ``index``, as int8 codes."""
+        quant = self.graph[self.activation(index)].quant
+        assert quant is not None  # `activation` has checked it
+        return quant.item()
+
+    def rename(self, index: int, to: int) -> None:
+        """Let tensor ``index`` be tensor ``to``."""
+        self.names[index] = self.name(to)
+
+    def has_data(self, index: int) -> bool:
+        """Return whether tensor ``index`` is a constant."""
+        return index >= 0 and self._has_data(self.tensor(index))
 
     def _has_data(self, source: Any) -> bool:
         # Buffer 0 is empty by convention and stands for "none".
@@ -101,12 +138,13 @@ class TensorReader:
             raise UnsupportedOpError(f"{self.where} needs its axes or paddings as an integer constant")
         return self._data(source, types[source.Type()], tuple(numbers(source.ShapeAsNumpy())))
 
-    def _quant(self, name: str, source: Any, shape: tuple[int, ...]) -> Quant | None:
+    def _quant(self, name: str, source: Any, shape: tuple[int, ...], offset: int) -> Quant | None:
+        """Return the quantization; ``offset`` is what a code has more in the file."""
         info = source.Quantization()
         if info is None or info.ScaleLength() == 0:
             return None
         scale = np.array(info.ScaleAsNumpy(), np.float32)
-        zero_point = np.array(numbers(info.ZeroPointAsNumpy()) or [0], np.int64)
+        zero_point = np.array(numbers(info.ZeroPointAsNumpy()) or [0], np.int64) - offset
         if not np.all(np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)):
             raise GraphError(f"tensor {name!r} has a scale that is not a positive number")
         if np.any((zero_point < -128) | (zero_point > 127)) or zero_point.size not in (1, scale.size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from .._files import write_atomically
 from ..errors import DataError, UsageError
 from .graph import Graph, Node, Quant
+from .int_params import pad_code
 from .tflite_checks import require_writable
 from .tflite_pack import NO_OPTIONS, PackedOperator, PackedTensor, Packer
 from .tflite_padding import padding_kind, with_pads
@@ -83,6 +85,8 @@ def _runtime(operator: PackedOperator) -> tuple[int, int, int]:
     if operator.op == "RESIZE_NEAREST_NEIGHBOR" and operator.version == 3:
         return 2, 3, 0
     without_bias = operator.op == "FULLY_CONNECTED" and operator.version == 6
+    if operator.op == "LEAKY_RELU":
+        return 2, 3, 0
     if without_bias or operator.op in ("RELU", "RELU6"):
         return 2, 1, 0
     return 1, 15 if operator.op == "HARD_SWISH" else 14, 0
@@ -108,6 +112,9 @@ class _Writer:
             "HARD_SWISH": self._hard_swish,
             "RELU": self._relu,
             "RELU6": self._relu,
+            "RELU_N1_TO_1": self._relu_n1_to_1,
+            "LEAKY_RELU": self._leaky_relu,
+            "TANH": self._relu,
             "QUANTIZE": self._quantize,
             "RESIZE_NEAREST_NEIGHBOR": self._resize,
             "AVERAGE_POOL_2D": self._pool,
@@ -120,7 +127,7 @@ class _Writer:
 
     def pack(self) -> bytes:
         inputs = [self._index(name) for name in self.graph.inputs]
-        operators = [self.writers[node.op](node) for node in self.graph.nodes]
+        operators = [operator for node in self.graph.nodes for operator in self._operators(node)]
         outputs = [self._index(name) for name in self.graph.outputs]
         runtime = ".".join(map(str, max(_runtime(o) for o in operators))).encode()
         return Packer(self.lib).pack(
@@ -141,15 +148,29 @@ class _Writer:
             self.tensors.append(PackedTensor(name, tensor.shape, tensor.dtype, tensor.data, tensor.quant))
         return self.indices[name]
 
-    def _constant(self, node: Node, what: str, values: Any, quant: Quant | None = None) -> int:
-        """Add an int32 constant that the graph does not have as a tensor; return its index."""
+    def _operators(self, node: Node) -> list[PackedOperator]:
+        """Return the operators of a node: one, but for a QUANTIZE through float, which is two."""
+        operator = self.writers[node.op](node)
+        if node.op != "QUANTIZE" or not node.attrs.through_float:
+            return [operator]
+        shape = self.graph[node.outputs[0]].shape
+        real = self._extra(node, "real", PackedTensor("", shape, "float32"))
+        first = PackedOperator("DEQUANTIZE", 2, operator.inputs, [real], "DequantizeOptions")
+        return [first, replace(operator, inputs=[real])]
+
+    def _extra(self, node: Node, what: str, tensor: PackedTensor) -> int:
+        """Add a tensor that the graph does not have, under a new name; return its index."""
         name, n = f"{node.name}/{what}", 2
         while name in self.names:
             name, n = f"{node.name}/{what}_{n}", n + 1
         self.names.add(name)
-        data = np.asarray(values, np.int32)
-        self.tensors.append(PackedTensor(name, data.shape, "int32", data, quant))
+        self.tensors.append(replace(tensor, name=name))
         return len(self.tensors) - 1
+
+    def _constant(self, node: Node, what: str, values: Any, quant: Quant | None = None) -> int:
+        """Add an int32 constant that the graph does not have as a tensor; return its index."""
+        data = np.asarray(values, np.int32)
+        return self._extra(node, what, PackedTensor("", data.shape, "int32", data, quant))
 
     def _operator(
         self, node: Node, kind: str, options: dict[str, Any], *, version: int = 2, extra: tuple[int, ...] = ()
@@ -222,6 +243,12 @@ class _Writer:
     def _relu(self, node: Node) -> PackedOperator:
         return self._operator(node, NO_OPTIONS, {})
 
+    def _relu_n1_to_1(self, node: Node) -> PackedOperator:
+        return self._operator(node, NO_OPTIONS, {}, version=1)
+
+    def _leaky_relu(self, node: Node) -> PackedOperator:
+        return self._operator(node, "LeakyReluOptions", {"Alpha": node.attrs.alpha})
+
     def _hard_swish(self, node: Node) -> PackedOperator:
         return self._operator(node, "HardSwishOptions", {}, version=1)
 
@@ -245,7 +272,11 @@ class _Writer:
 
     def _pad(self, node: Node) -> PackedOperator:
         amounts = self._constant(node, "paddings", node.attrs.padding)
-        return self._operator(node, "PadOptions", {}, extra=(amounts,))
+        if node.attrs.value == 0:
+            return self._operator(node, "PadOptions", {}, extra=(amounts,))
+        code, quant = np.array([pad_code(self.graph, node)], np.int8), self.graph[node.outputs[0]].quant
+        value = self._extra(node, "value", PackedTensor("", (1,), "int8", code, quant))
+        return replace(self._operator(node, "PadV2Options", {}, extra=(amounts, value)), op="PADV2")
 
     def _reshape(self, node: Node) -> PackedOperator:
         shape = self._constant(node, "shape", node.attrs.shape)

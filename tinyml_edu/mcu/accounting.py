@@ -10,6 +10,7 @@ import numpy as np
 
 from . import count_hook, cycles
 from .elf import Image
+from .instruments import OUTSIDE, ArenaTrace
 
 
 class Account:
@@ -52,7 +53,7 @@ class Account:
         self._names = sorted(watched, key=lambda name: watched[name])  # the hook searches by bisection
         self._entries = np.array([watched[name] for name in self._names], np.uint32)
         self._tables.records[(self._entries - code.address) // 2] |= cycles.WATCH
-        self._hits = np.zeros(len(self._tables.records), np.int64)
+        self._hits = np.zeros((len(self._entries) + 1, len(self._tables.records)), np.int64)
         self._totals = np.zeros((len(self._entries), 3), np.uint64)
         self._uc, self._taken_before = uc, 0
         self._counter = self._new_counter(unicorn, code.address, stack, entry)
@@ -89,12 +90,20 @@ class Account:
             lr_register=unicorn.arm_const.UC_ARM_REG_LR,
         )
 
-    def trace(self, address: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Count reads and writes of each byte of a window from now on; return both counts, uint32 (size,)."""
+    def trace(self, address: int, size: int, cell_bytes: int) -> ArenaTrace:
+        """Count reads and writes of each byte of a window from now on, in arrays that go on changing."""
         unicorn = count_hook.load_unicorn()
         reads, writes = (np.zeros(size, np.uint32) for _ in range(2))
-        self._trace = count_hook.Trace(reads.ctypes.data, writes.ctypes.data, address, size)
-        self._traced = reads, writes
+        cells = -(-size // cell_bytes)
+        by_function = [np.zeros((len(self._names) + 1, cells), np.uint32) for _ in range(2)]
+        self._trace = count_hook.Trace(
+            *(array.ctypes.data for array in (reads, writes, *by_function)),
+            ctypes.pointer(self._counter),
+            ctypes.cast(unicorn.unicorn_py3.unicorn.uclib.uc_reg_write, ctypes.c_void_p),
+            *(address, size, cells, cell_bytes),
+            unicorn.arm_const.UC_ARM_REG_EPSR,
+        )
+        self._traced = ArenaTrace((*self._names, OUTSIDE), cell_bytes, reads, writes, *by_function)
         kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
         count_hook.add_hook(self._uc, kinds, self._library.te_trace_access, self._trace)
         return self._traced
@@ -108,6 +117,11 @@ class Account:
     def allow(self, instructions: int) -> None:
         """Let the program execute that many more instructions before the hook stops it."""
         self._counter.limit = self._counter.instructions + instructions
+
+    @property
+    def instructions(self) -> int:
+        """Instructions since reset."""
+        return self._counter.instructions
 
     @property
     def problem(self) -> int:
@@ -131,5 +145,22 @@ class Account:
 
     def executions(self) -> dict[int, int]:
         """Return how often the instruction at each address ran since `restart`."""
-        hits = np.cumsum(self._hits) * ((self._tables.records & cycles.CODE) != 0)
+        hits = self._executed().sum(axis=0)
         return {self._counter.code_base + 2 * int(i): int(hits[i]) for i in np.flatnonzero(hits)}
+
+    def mnemonics(self) -> dict[str, dict[str, int]]:
+        """Return how often each mnemonic ran since `restart`, by watched function, the most frequent first.
+
+        An instruction belongs to the innermost watched function that was running.
+        """
+        return {name: self._histogram(hits) for name, hits in zip(self._names, self._executed())}
+
+    def _histogram(self, hits: np.ndarray) -> dict[str, int]:
+        counts = np.zeros(len(self._tables.names), np.int64)
+        np.add.at(counts, self._tables.mnemonic, hits)  # bincount would add up in floating point
+        order = np.argsort(-counts, kind="stable")
+        return {self._tables.names[i]: int(counts[i]) for i in order if counts[i]}
+
+    def _executed(self) -> np.ndarray:
+        """Return executions of each halfword's instruction, (functions + 1, slots + 1)."""
+        return np.cumsum(self._hits, axis=1) * ((self._tables.records & cycles.CODE) != 0)

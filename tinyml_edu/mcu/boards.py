@@ -54,6 +54,11 @@ class Board:
     memory_note: str = ""
 
     @property
+    def has_dsp(self) -> bool:
+        """Whether the core has the DSP extension, which the specialised kernels are written for."""
+        return self.core in ("cortex-m4", "cortex-m7")
+
+    @property
     def vector_table(self) -> int:
         """Address of the vector table, where the core finds its first stack pointer and its first PC."""
         return self.flash_origin + self.boot_bytes
@@ -157,6 +162,19 @@ _LIST = (
         source="Raspberry Pi RP2040 Datasheet (sections 2.6 and 2.8), Pico Datasheet",
     ),
 )
+
+QEMU_M4 = Board(
+    name="mps2-an386",
+    title="Arm MPS2 with AN386, as QEMU has it",
+    core="cortex-m4",
+    mcpu="cortex_m4",
+    sram_bytes=4 * MIB,
+    flash_bytes=4 * MIB,
+    clock_hz=25_000_000,
+    flash_origin=0x0000_0000,
+    source="QEMU, hw/arm/mps2.c: ZBT RAM at 0x00000000 and 0x20000000",
+)
+"""Not a board to deploy to: it is where a second emulator checks what the first one counts."""
 
 BOARDS: dict[str, Board] = {board.name: board for board in _LIST}
 

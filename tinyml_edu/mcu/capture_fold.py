@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ir.attrs import DepthwiseConv2D, Elementwise, Pool2D, Reshape
+from ..ir.attrs import DepthwiseConv2D, Pool2D, Quantize, Reshape
 from ..ir.graph import Graph, Kind, Node, Tensor
 from ..ir.ops import FIXED_SCALES, ONE_SCALE_OPS
 
 LINEAR_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 FUSING_OPS = (*LINEAR_OPS, "ADD", "SUB", "MUL", "AVERAGE_POOL_2D")
-# f(op(x)) == op(f(x)) for a clamp f with f(0) = 0: an activation may move to the other side of these.
+# f(op(x)) == op(f(x)) for a clamp f with f(0) = 0: an activation may move to the other side of these, but
+# for a PAD with another value than 0.
 COMMUTING_OPS = ("MAX_POOL_2D", "RESHAPE", "PAD", "RESIZE_NEAREST_NEIGHBOR")
 
 
@@ -36,7 +37,7 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Activation:
-    """``kind`` is ``"relu"`` or ``"relu6"``."""
+    """``kind`` is one of `ir.attrs.ACTIVATIONS` but "none"."""
 
     kind: str
 
@@ -68,7 +69,7 @@ def _requantize_joined(graph: Graph) -> None:
                 free = graph.add(
                     replace(graph[name], name=graph.unique(f"{name}.quantize"), kind=Kind.ACTIVATION)
                 )
-                made.append(Node(free, "QUANTIZE", (name,), (free,), Elementwise()))
+                made.append(Node(free, "QUANTIZE", (name,), (free,), Quantize()))
                 name = free  # noqa: PLW2901
             inputs.append(name)
         if made:
@@ -124,7 +125,7 @@ def _fold_padding(graph: Graph) -> None:
     for pad in [n for n in graph.nodes if n.op == "PAD"]:
         readers = graph.consumers(pad.outputs[0])
         amounts = pad.attrs.padding
-        spatial_only = len(amounts) == 4 and amounts[0] == amounts[3] == (0, 0)
+        spatial_only = len(amounts) == 4 and amounts[0] == amounts[3] == (0, 0) and pad.attrs.value == 0
         convolution = readers and readers[0].op in ("CONV_2D", "DEPTHWISE_CONV_2D")
         if len(readers) != 1 or not convolution or not spatial_only or pad.outputs[0] in graph.outputs:
             continue
@@ -136,12 +137,12 @@ def _fold_padding(graph: Graph) -> None:
 
 
 def _fold_batch_norms(graph: Graph) -> None:
-    for node in [n for n in graph.nodes if n.op == "BATCH_NORM"]:
+    for name in [n.name for n in graph.nodes if n.op == "BATCH_NORM"]:
+        node = next(n for n in graph.nodes if n.name == name)  # as a bypass before may have rewritten it
         before = _sole_producer(graph, node.inputs[0])
         if before is not None and before.op in LINEAR_OPS and before.attrs.activation == "none":
             _scale_output(graph, before, node.attrs)
-            # The list above may hold an older copy of a node that a bypass rewrote.
-            _bypass(graph, next(n for n in graph.nodes if n.name == node.name))
+            _bypass(graph, node)
 
 
 def _scale_output(graph: Graph, node: Node, norm: BatchNorm) -> None:
@@ -203,15 +204,23 @@ def _activation_host(graph: Graph, node: Node) -> Node | None:
     Fusing above a max pool gives the convolution's output the smaller range, so finer codes.
     """
     above = first = _sole_producer(graph, node.inputs[0])
-    while above is not None and above.op in COMMUTING_OPS:
+    while above is not None and above.op in COMMUTING_OPS and _moves_zero_to_zero(above):
         above = _sole_producer(graph, above.inputs[0])
-    if above is not None and above.op in FUSING_OPS:
+    if above is not None and above.op in FUSING_OPS and _compose(above.attrs.activation, node.attrs.kind):
         return above
-    return first if first is not None and first.op == "MAX_POOL_2D" else None
+    joins = first is not None and first.op == "MAX_POOL_2D"
+    return first if joins and first and _compose(first.attrs.activation, node.attrs.kind) else None
+
+
+def _moves_zero_to_zero(node: Node) -> bool:
+    return node.op != "PAD" or bool(node.attrs.value == 0)
 
 
 def _compose(first: str, then: str) -> str:
-    return "relu6" if "relu6" in (first, then) else then
+    """Return the activation that does both, "" if there is none."""
+    if first in ("none", then):
+        return then
+    return "relu6" if {first, then} == {"relu", "relu6"} else ""
 
 
 def _lower_activation(graph: Graph, node: Node) -> None:

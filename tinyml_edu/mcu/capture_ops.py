@@ -7,44 +7,29 @@ H W C and remembers it in ``perm``, which the next linear layer applies to its w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import UnsupportedOpError
 from ..ir.attrs import (
-    Add,
     Concatenation,
     Conv2D,
     DepthwiseConv2D,
     Elementwise,
     FullyConnected,
+    LeakyRelu,
+    Mean,
     Mul,
     Pad,
     Pool2D,
     Reshape,
     ResizeNearest,
     Softmax,
-    Sub,
 )
-from ..ir.graph import Graph, Kind, Node, Tensor
+from .capture_call import Call, Value, array, handles, image_order, stored_shape
 from .capture_fold import Activation, BatchNorm
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor of the graph as PyTorch sees it.
-
-    ``shape`` is PyTorch's.  Element ``j`` of a stored feature vector is PyTorch's element ``perm[j]``;
-    None stands for the same order.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    perm: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,77 +44,6 @@ class AdaptivePool2D:
     """ADAPTIVE_AVERAGE_POOL_2D of a literal transcript, to ``size`` (height, width)."""
 
     size: tuple[int, int]
-
-
-@dataclass
-class Call:
-    """One operation under transcription: its arguments, the shape of its result and a name for it.
-
-    ``literal`` admits what only surgery reads and the compiler lacks.
-    """
-
-    graph: Graph
-    args: dict[str, Any]
-    shape: tuple[int, ...]
-    name: str
-    literal: bool = False
-
-    def __getitem__(self, name: str) -> Any:
-        return self.args[name]
-
-    def emit(
-        self,
-        op: str,
-        inputs: tuple[str, ...],
-        attrs: Any,
-        shape: tuple[int, ...] | None = None,
-        perm: Any = None,
-    ) -> Value:
-        """Append a node and return its result, of PyTorch's ``shape`` (default: that of the operation)."""
-        shape = self.shape if shape is None else shape
-        result = self.graph.unique(self.name)
-        self.graph.add(Tensor(result, stored_shape(shape), "float32", Kind.ACTIVATION))
-        self.graph.nodes.append(Node(result, op, inputs, (result,), attrs))
-        return Value(result, shape, perm)
-
-    def constant(self, suffix: str, data: np.ndarray) -> str:
-        data = np.ascontiguousarray(data, dtype=np.float32)
-        name = self.graph.unique(f"{self.name}.{suffix}")
-        return self.graph.add(Tensor(name, data.shape, "float32", Kind.CONSTANT, data))
-
-    def require(self, condition: bool, message: str) -> None:
-        """Raise `UnsupportedOpError` with ``message`` unless ``condition``; the caller adds the place."""
-        if not condition:
-            raise UnsupportedOpError(message)
-
-    def image(self, name: str) -> Value:
-        value = self[name]
-        self.require(isinstance(value, Value) and len(value.shape) == 4, "its input must be N C H W")
-        return value
-
-
-Handler = Callable[[Call], Value]
-HANDLERS: dict[str, Handler] = {}
-LITERAL_HANDLERS: dict[str, Handler] = {}
-"""Operations that only a literal transcript may hold."""
-
-
-def handles(*names: str, literal: bool = False) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
-        (LITERAL_HANDLERS if literal else HANDLERS).update(dict.fromkeys(names, handler))
-        return handler
-
-    return register
-
-
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape under which a value of PyTorch's ``shape`` is stored: N C H W becomes N H W C."""
-    return (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else tuple(shape)
-
-
-def array(tensor: torch.Tensor) -> np.ndarray:
-    """Return a constant as float64: what is computed with it is rounded once, when it is stored."""
-    return tensor.detach().cpu().to(torch.float64).numpy()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -200,45 +114,32 @@ def _activation(call: Call) -> Value:
     high = call.args.get("max_val", call.args.get("max"))
     if call.args["op"] == "relu6":
         high = 6
-    message = f"clamps to [{low}, {high}]; supported: [0, 6] and [0, infinity)"
-    call.require(low is not None and float(low) == 0 and (high is None or float(high) == 6), message)
-    return call.emit(
-        "ACTIVATION", (x.name,), Activation("relu" if high is None else "relu6"), x.shape, x.perm
-    )
+    bounds = None if low is None else float(low), None if high is None else float(high)
+    known: dict[Any, str] = {(0.0, None): "relu", (0.0, 6.0): "relu6", (-1.0, 1.0): "relu_n1_to_1"}
+    message = f"clamps to [{low}, {high}]; supported: [0, infinity), [0, 6] and [-1, 1]"
+    call.require(bounds in known, message)
+    return call.emit("ACTIVATION", (x.name,), Activation(known[bounds]), x.shape, x.perm)
 
 
-@handles("add", "sub")
-def _add(call: Call) -> Value:
-    a, b, adds = call["self"], call["other"], call["op"] == "add"
-    both = isinstance(a, Value) and isinstance(b, Value)
-    call.require(both, f"{'adds' if adds else 'subtracts'} a constant; use a bias or a batch norm")
-    call.require(a.shape == b.shape, f"adds shapes {a.shape} and {b.shape}; broadcasting is not supported")
-    call.require(call["alpha"] == 1, f"alpha = {call['alpha']}; only plain sums are supported")
-    call.require(
-        _same_order(a, b), "adds a flattened image to features in another order; add before the flatten"
-    )
-    return call.emit("ADD" if adds else "SUB", (a.name, b.name), Add() if adds else Sub(), perm=a.perm)
-
-
-@handles("mul")
-def _mul(call: Call) -> Value:
-    a, b = call["self"], call["other"]
-    both = isinstance(a, Value) and isinstance(b, Value)
-    call.require(both, "multiplies by a constant; use a batch norm")
-    if a.shape != call.shape:  # squeeze-and-excitation writes its factors first
-        a, b = b, a
-    fits = a.shape == call.shape and len(b.shape) == len(a.shape) and a.shape[0] == b.shape[0]
-    call.require(fits, f"multiplies {a.shape} and {b.shape}; one of them must have the shape of the product")
-    aligned = b.shape != a.shape or _same_order(a, b)
-    call.require(aligned, "multiplies a flattened image by features in another order; flatten later")
-    return call.emit("MUL", (a.name, b.name), Mul(), perm=a.perm)
-
-
-@handles("sigmoid", "hardswish")
+@handles("sigmoid", "hardswish", "tanh")
 def _elementwise(call: Call) -> Value:
     x = call["self"]
-    op = {"sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}[call["op"]]
+    op = {"sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH", "tanh": "TANH"}[call["op"]]
     return call.emit(op, (x.name,), Elementwise(), x.shape, x.perm)
+
+
+@handles("leaky_relu", "prelu", "_prelu_kernel")
+def _leaky_relu(call: Call) -> Value:
+    x, slope = call["self"], call.args.get("negative_slope")
+    if slope is None:
+        weight = call["weight"]
+        call.require(
+            isinstance(weight, torch.Tensor) and weight.numel() == 1,
+            "has a slope for each channel; supported: one slope",
+        )
+        slope = float(weight.detach())
+    call.require(float(slope) >= 0, f"has the slope {slope}; it must not be negative")
+    return call.emit("LEAKY_RELU", (x.name,), LeakyRelu(float(slope)), x.shape, x.perm)
 
 
 @handles("silu")
@@ -276,14 +177,20 @@ def _upsample(call: Call) -> Value:
     return call.emit("RESIZE_NEAREST_NEIGHBOR", (x.name,), ResizeNearest((size[0], size[1])))
 
 
+_STORED_AXIS = (0, 3, 1, 2)
+"""For each axis of N C H W its place in N H W C."""
+
+
 @handles("cat")
 def _concatenate(call: Call) -> Value:
     parts = call["tensors"]
     call.require(all(isinstance(p, Value) for p in parts), "joins a constant to activations")
-    call.require(call["dim"] % len(call.shape) == 1, "joins along another axis than the channels")
+    dim = call["dim"] % len(call.shape)
+    call.require(dim == 1 or not call.literal, "joins along another axis than the channels")
+    call.require(dim > 0, "joins along the batch")
     # Each part of a flattened image has its own order; surgery follows PyTorch's and needs none.
-    perm = None if call.literal else _joined_order(parts)
-    axis = 3 if len(call.shape) == 4 else 1
+    perm = None if call.literal or len(call.shape) != 2 else _joined_order(parts)
+    axis = _STORED_AXIS[dim] if len(call.shape) == 4 else dim
     return call.emit("CONCATENATION", tuple(p.name for p in parts), Concatenation(axis), perm=perm)
 
 
@@ -293,12 +200,6 @@ def _joined_order(parts: list[Value]) -> np.ndarray | None:
     starts = np.cumsum([0, *(p.shape[1] for p in parts[:-1])])
     orders = [np.arange(p.shape[1]) if p.perm is None else p.perm for p in parts]
     return np.concatenate([start + order for start, order in zip(starts, orders, strict=True)])
-
-
-def _same_order(a: Value, b: Value) -> bool:
-    if a.perm is None or b.perm is None:
-        return a.perm is b.perm
-    return np.array_equal(a.perm, b.perm)
 
 
 @handles("max_pool2d", "max_pool2d_with_indices")
@@ -346,9 +247,24 @@ def _adaptive_avg_pool(call: Call) -> Value:
 
 @handles("mean")
 def _mean(call: Call) -> Value:
-    x = call.image("self")
-    axes = sorted(axis % 4 for axis in (call.args.get("dim") or range(4)))
-    call.require(axes == [2, 3], f"means over axes {axes}; supported: height and width together (2, 3)")
+    """Mean over any axes but the batch; that of whole images is an AVERAGE_POOL_2D."""
+    x = call["self"]
+    rank = len(x.shape)
+    axes = sorted(axis % rank for axis in (call.args.get("dim") or range(rank)))
+    call.require(0 not in axes, f"means over axes {axes}, the batch among them; name the others")
+    call.require(x.perm is None, "means over a flattened image; take the mean before the flatten")
+    if rank == 4 and axes == [2, 3]:
+        return _image_mean(call, x)
+    call.require(not call.literal, "means over other axes than height and width")
+    stored = sorted(_STORED_AXIS[axis] for axis in axes) if rank == 4 else axes
+    if not call["keepdim"]:
+        # What is left must be in PyTorch's order, and the channels are stored last.
+        left = [_STORED_AXIS[a] for a in range(4) if a not in axes and x.shape[a] > 1] if rank == 4 else []
+        call.require(left == sorted(left), "leaves an axis after the channels; pass keepdim=True")
+    return call.emit("MEAN", (x.name,), Mean(tuple(stored), bool(call["keepdim"])))
+
+
+def _image_mean(call: Call, x: Value) -> Value:
     kernel = x.shape[2:]
     attrs = Pool2D((kernel[0], kernel[1]), (kernel[0], kernel[1]))
     pooled = x if kernel == (1, 1) else call.emit("AVERAGE_POOL_2D", (x.name,), attrs, (*x.shape[:2], 1, 1))
@@ -382,10 +298,10 @@ def _softmax(call: Call) -> Value:
 @handles("pad", "constant_pad_nd")
 def _pad(call: Call) -> Value:
     x, amounts = call["self"], list(call["pad"])
-    call.require(
-        call.args.get("mode", "constant") == "constant", f"mode {call.args.get('mode')!r}; only zeros"
-    )
-    call.require(not call.args.get("value"), f"pads with {call.args.get('value')}; only zeros are supported")
+    mode, value = call.args.get("mode", "constant"), float(call.args.get("value") or 0)
+    call.require(mode == "constant", f"mode {mode!r}; supported: a constant")
+    call.require(np.isfinite(value), f"pads with {value}; pad with a number")
+    call.require(value == 0 or not call.literal, f"pads with {value}; surgery follows zeros only")
     call.require(min(amounts) >= 0, "crops the image; negative padding is not supported")
     call.require(x.perm is None, "pads a flattened image; pad before the flatten")
     by_axis = [(0, 0)] * len(x.shape)  # PyTorch lists the last axis first
@@ -393,7 +309,7 @@ def _pad(call: Call) -> Value:
         by_axis[-1 - i] = (int(amounts[2 * i]), int(amounts[2 * i + 1]))
     if len(by_axis) == 4:
         by_axis = [by_axis[0], by_axis[2], by_axis[3], by_axis[1]]
-    return call.emit("PAD", (x.name,), Pad(tuple(by_axis)))
+    return call.emit("PAD", (x.name,), Pad(tuple(by_axis), value))
 
 
 @handles("view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten")
@@ -401,20 +317,13 @@ def _reshape(call: Call) -> Value:
     x = call["self"]
     if x.shape == call.shape:
         return x
-    order = _image_order(x.shape) if x.perm is None else x.perm
+    order = image_order(x.shape) if x.perm is None else x.perm
     if len(call.shape) == 4:
-        call.require(_equal(order, _image_order(call.shape)), "reorders the elements of an image")
+        call.require(_equal(order, image_order(call.shape)), "reorders the elements of an image")
         order = None
     flat = order is None or call.shape == (x.shape[0], int(np.prod(x.shape[1:])))
     call.require(flat, f"reshapes {x.shape} to {call.shape}; supported: flatten all but the batch")
     return call.emit("RESHAPE", (x.name,), Reshape(stored_shape(call.shape)), perm=order)
-
-
-def _image_order(shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return ``perm`` of a flattened N C H W image (see `Value`), None where both orders agree."""
-    if len(shape) != 4 or shape[1] == 1 or shape[2] * shape[3] == 1:
-        return None
-    return np.arange(int(np.prod(shape[1:]))).reshape(shape[1:]).transpose(1, 2, 0).ravel()
 
 
 def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:

@@ -21,8 +21,9 @@ from torch import nn
 from .._modes import evaluating
 from ..errors import UnsupportedOpError, UsageError
 from ..ir.graph import Graph, Kind, Tensor
+from . import capture_arithmetic, capture_ops  # noqa: F401  (each registers handlers)
+from .capture_call import HANDLERS, LITERAL_HANDLERS, Call, Value, stored_shape
 from .capture_fold import fold
-from .capture_ops import HANDLERS, LITERAL_HANDLERS, Call, Value, stored_shape
 
 
 def capture(model: nn.Module, example: torch.Tensor) -> Graph:

@@ -18,17 +18,29 @@ from ..ir.execute import run
 from ..ir.fixed_point import REQUANT_MODES
 from ..ir.graph import Graph, Kind
 from ..ir.ops import macs
+from .boards import QEMU_M4
 from .cgen_layers import EMITTERS, Emitter, Layer, comment_text
-from .kernels.selection import Selection
-from .planning import Plan, aliases, lifetimes, verify
+from .kernels.compact import CompactSelection
+from .kernels.selection import Chooser, Selection
+from .planning import Plan, PlanError, moves_nothing, verify, verify_values
+from .toolchain import linker_script
 
 OPTIMIZE_FLAGS = {"speed": "-O3", "size": "-Os"}
 
 _RUNTIME = files("tinyml_edu.mcu") / "runtime"
 _PROJECT = files("tinyml_edu.mcu") / "project"
+_FIRMWARE = files("tinyml_edu.mcu") / "firmware"
 
 
-def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str = "speed") -> dict[str, str]:
+def generate(
+    graph: Graph,
+    plan: Plan,
+    *,
+    requant: str = "exact",
+    optimize: str = "speed",
+    lean: bool = False,
+    selection: Chooser | None = None,
+) -> dict[str, str]:
     """Return the generated project, file name to text.
 
     Parameters
@@ -40,14 +52,18 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     requant : {"exact", "fast"}
         Rounding of convolutions, ADD and MEAN: TensorFlow Lite's, or once everywhere.
     optimize : {"speed", "size"}
-        "speed" adds specialised kernels for cores with the DSP extension; both say what the generated
-        Makefile asks of the compiler.
+        For cores with the DSP extension: "speed" adds a kernel for each shape of layer, "size" a few that
+        all layers share.  Both say what the generated Makefile asks of the compiler.
+    lean : bool
+        With "speed" and no ``selection``: of the kernels of each layer, take the one that needs least flash.
+    selection : Chooser, optional
+        Chooses the specialised kernels of "speed"; by default the cost model.
 
     Returns
     -------
     dict of str to str
         ``model.c``, ``model.h``, ``te_config.h``, the runtime's headers and the kernels that the network
-        uses, ``Makefile``, ``README.md`` and ``example/run.c``.
+        uses, ``Makefile``, ``README.md`` and programs in ``example/``.
 
     Raises
     ------
@@ -62,21 +78,26 @@ def generate(graph: Graph, plan: Plan, *, requant: str = "exact", optimize: str 
     if optimize not in OPTIMIZE_FLAGS:
         raise UnknownNameError("optimization", optimize, OPTIMIZE_FLAGS)
     _check(graph, plan)
-    selection = Selection(graph, requant) if optimize == "speed" else None
-    emitter = Emitter(graph, plan.offsets, aliases(graph), selection)
+    if optimize == "size":
+        selection = CompactSelection(graph, requant)
+    emitter = Emitter(graph, plan, selection or Selection(graph, requant, lean=lean))
     layers = [layer for i, node in enumerate(graph.nodes) if (layer := emitter.emit(i, node))]
     fields = _fields(graph, plan, layers, requant, optimize)
     result = {
         "model.c": _model_c(graph, plan, layers),
         "model.h": Template(_read(_PROJECT / "model.h.in")).substitute(fields),
-        "te_config.h": re.sub(
-            r"(#define TE_REQUANT_FAST) \d", rf"\1 {int(requant == 'fast')}", _read(_RUNTIME / "te_config.h")
-        ),
         "Makefile": Template(_read(_PROJECT / "Makefile.in")).substitute(fields),
         "README.md": Template(_read(_PROJECT / "README.md.in")).substitute(fields),
-        "example/run.c": _read(_PROJECT / "example" / "run.c"),
+        **_examples(),
     }
-    return _runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)]) | result
+    return runtime_files(["te_runtime.h", *(f"{layer.kernel}.c" for layer in layers)], requant) | result
+
+
+def _examples() -> dict[str, str]:
+    """Return a program for this computer, and one for QEMU's Cortex-M4 with all that bare metal needs."""
+    files = {f"example/{name}": _read(_PROJECT / "example" / name) for name in ("run.c", "qemu.c")}
+    files |= {f"example/{name}": _read(_FIRMWARE / name) for name in ("startup.c", "support.c")}
+    return files | {"example/qemu.ld": linker_script(QEMU_M4)}
 
 
 def example_files(graph: Graph, requant: str = "exact") -> dict[str, bytes]:
@@ -95,13 +116,21 @@ def example_files(graph: Graph, requant: str = "exact") -> dict[str, bytes]:
     }
 
 
-def layer_symbols(graph: Graph) -> dict[str, str]:
-    """Return the C function of each node, by node name; a RESHAPE that is an alias has none."""
-    root = aliases(graph)
+def scratch_requests(graph: Graph, *, requant: str = "exact", optimize: str = "speed") -> dict[str, int]:
+    """Return the bytes of working memory that specialised kernels ask of the plan, by node name."""
+    if optimize != "speed":
+        return {}
+    selection = Selection(graph, requant)
+    chosen = {node.name: selection.choose(node) for node in graph.nodes}
+    return {name: fast.scratch_bytes for name, fast in chosen.items() if fast and fast.scratch_bytes}
+
+
+def layer_symbols(graph: Graph, plan: Plan) -> dict[str, str]:
+    """Return the C function of each node, by name; a node without work in this plan has none."""
     return {
         node.name: f"model_layer_{i}"
         for i, node in enumerate(graph.nodes)
-        if root[node.outputs[0]] == node.outputs[0]
+        if not moves_nothing(graph, node, plan.offsets)
     }
 
 
@@ -125,18 +154,24 @@ def _check(graph: Graph, plan: Plan) -> None:
             raise UnsupportedOpError(
                 f"{node.name}: no C kernel for {node.op}; supported: {', '.join(sorted(EMITTERS))}"
             )
-    if not set(lifetimes(graph)) <= set(plan.buffers) or not aliases(graph).keys() <= plan.offsets.keys():
-        raise UsageError(f"the plan is not one of {graph.name}; make it with planning.plan(graph)")
     verify(plan)
+    try:
+        verify_values(graph, plan)
+    except PlanError as error:
+        raise UsageError(
+            f"the plan is not one of {graph.name} ({error}); make it with planning.plan(graph)"
+        ) from error
 
 
 def _read(path) -> str:  # type: ignore[no-untyped-def]  # an importlib Traversable
     return path.read_text(encoding="utf-8")
 
 
-def _runtime_files(names: list[str]) -> dict[str, str]:
+def runtime_files(names: list[str], requant: str) -> dict[str, str]:
     """Return the named runtime files and, transitively, the headers that they include."""
-    result: dict[str, str] = {}
+    fast = int(requant == "fast")
+    config = re.sub(r"(#define TE_REQUANT_FAST) \d", rf"\1 {fast}", _read(_RUNTIME / "te_config.h"))
+    result = {"te_config.h": config}
     queue = list(names)
     while queue:
         name = queue.pop()
@@ -189,15 +224,18 @@ def _fields(graph: Graph, plan: Plan, layers: list[Layer], requant: str, optimiz
 
 
 def _model_c(graph: Graph, plan: Plan, layers: list[Layer]) -> str:
-    calls = "".join(f"    TE_LAYER({layer.symbol}());\n" for layer in layers)
-    declarations = "".join(f"te_status {layer.symbol}(void);\n" for layer in layers)
+    symbols, texts = [layer.symbol for layer in layers], "\n".join(layer.text for layer in layers)
+    return model_c(comment_text(graph.name), symbols, texts, _memory_map(graph, plan))
+
+
+def model_c(name: str, symbols: list[str], layers: str, memory_map: str = "") -> str:
+    """Return a ``model.c`` whose network calls the functions ``symbols`` of ``layers``, in order."""
     return Template(_read(_PROJECT / "model.c.in")).substitute(
-        name=comment_text(graph.name),
-        arena_bytes=plan.arena_bytes,
-        memory_map=_memory_map(graph, plan),
-        declarations=declarations,
-        layers="\n".join(layer.text for layer in layers),
-        calls=calls,
+        name=name,
+        memory_map=memory_map,
+        declarations="".join(f"te_status {symbol}(void);\n" for symbol in symbols),
+        layers=layers,
+        calls="".join(f"    TE_LAYER({symbol}());\n" for symbol in symbols),
     )
 
 

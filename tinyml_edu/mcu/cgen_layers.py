@@ -17,10 +17,12 @@ from ..errors import UnsupportedOpError
 from ..ir import int_params
 from ..ir.graph import Graph, Node
 from ..ir.ops import OPS
-from .kernels.selection import Fast, Selection
+from .broadcasting import merged_axes
+from .kernels.selection import Chooser, Fast
+from .planning import Plan, moves_nothing
 
 LINE = 110
-_C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
+C_TYPES = {"int8": "int8_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 
 @dataclass
@@ -45,13 +47,15 @@ class Layer:
 class Parts:
     """What an op's emitter returns: the kernel, its arguments, definitions before it, how often to call it.
 
-    The call is repeated for ``images`` images, the variable ``n`` in the arguments.
+    The call is repeated for ``images`` images, the variable ``n`` in the arguments.  ``in_place`` says that
+    the output lies over the first input, which only some kernels can do.
     """
 
     kernel: str
     arguments: list[str]
     definitions: list[str] = field(default_factory=list)
     images: int = 1
+    in_place: bool = False
 
 
 def comment_text(name: str) -> str:
@@ -66,48 +70,46 @@ class Emitter:
     ----------
     graph : Graph
         The int8 graph.
-    offsets : mapping of str to int
-        Byte offset in the arena of each activation.
-    roots : mapping of str to str
-        `planning.aliases` of the graph.
-    selection : Selection, optional
+    plan : Plan
+        Where each activation lies in the arena, and the scratch of nodes that asked for some.
+    selection : Chooser, optional
         Chooses specialised kernels; without it, every node calls its plain kernel.
     """
 
     def __init__(
         self,
         graph: Graph,
-        offsets: Mapping[str, int],
-        roots: Mapping[str, str],
-        selection: Selection | None = None,
+        plan: Plan,
+        selection: Chooser | None = None,
     ) -> None:
         self.graph = graph
-        self.offsets = offsets
-        self.roots = roots
+        self.plan = plan
+        self.offsets = plan.offsets
         self.selection = selection
         self._sources: set[str] = set()
         self._constants: dict[str, str] = {}
         self._bytes = 0
 
     def emit(self, i: int, node: Node) -> Layer | None:
-        """Return the layer of node ``i``, or None if it is a RESHAPE that shares its input's memory."""
-        if self.roots[node.outputs[0]] != node.outputs[0]:
+        """Return the layer of node ``i``, or None if its output already lies in memory as it should."""
+        if moves_nothing(self.graph, node, self.offsets):
             return None
         self._bytes = 0
         parts = EMITTERS[node.op](self, i, node)
         x, y = self.graph[node.inputs[0]], self.graph[node.outputs[0]]
         shapes = f"{_shape(x.shape)} -> {_shape(y.shape)}"
         symbol = f"model_layer_{i}"
-        fast = self.selection.choose(node) if self.selection else None
+        _, scratch_bytes = self.plan.scratch(node.name)
+        fast = self.selection.choose(node, scratch_bytes, in_place=parts.in_place) if self.selection else None
         if fast:
-            body = self._two_forms(i, symbol, parts, fast)
+            body = self._two_forms(i, node, parts, fast)
         else:
-            body = [*parts.definitions, _function(symbol, _plain_body(parts))]
+            body = [*parts.definitions, function_text(symbol, plain_body(parts))]
         text = "\n".join([self._header(i, node), *body, ""])
         name, fast_bytes = (list(fast.sources)[-1], fast.stream.nbytes) if fast else ("", self._bytes)
         return Layer(symbol, node.op, parts.kernel, shapes, text, self._bytes, name, fast_bytes)
 
-    def _two_forms(self, i: int, symbol: str, parts: Parts, fast: Fast) -> list[str]:
+    def _two_forms(self, i: int, node: Node, parts: Parts, fast: Fast) -> list[str]:
         """Return the definitions and the function of a layer that has a specialised kernel.
 
         Which of both forms is compiled depends on the core, `TE_DSP` in te_config.h.
@@ -116,13 +118,11 @@ class Emitter:
         self._sources |= fast.sources.keys()
         body = _wrap(f"{word:#010x}u" for word in fast.stream.ravel().tolist())
         stream = f"static const uint32_t stream_{i}[{fast.stream.size}] = {{\n{body}\n}};"
-        pointers = {"x": parts.arguments[1], "y": parts.arguments[-1], "stream": f"stream_{i}"}
-        pointers |= {"x1": parts.arguments[1], "x2": parts.arguments[2]}
-        call = Template(fast.call).substitute(pointers)
-        both = ["#if TE_DSP", _repeat(call, parts.images), "#else", _plain_body(parts), "#endif"]
+        call = fast_body(parts, fast, f"stream_{i}", self.scratch(node))
+        both = ["#if TE_DSP", call, "#else", plain_body(parts), "#endif"]
         return [
             *["#if TE_DSP", *source, stream, "#else", *parts.definitions, "#endif"],
-            _function(symbol, "\n".join(both)),
+            function_text(f"model_layer_{i}", "\n".join(both)),
         ]
 
     def _header(self, i: int, node: Node) -> str:
@@ -149,11 +149,16 @@ class Emitter:
             parts.append(self.array(stem, data))
         return self._constants[name]
 
+    def scratch(self, node: Node) -> str:
+        """Return the C expression of a node's working memory in the arena, NULL if it asked for none."""
+        offset, size = self.plan.scratch(node.name)
+        return f"te_arena + {offset}" if size else "NULL"
+
     def array(self, name: str, values: np.ndarray) -> str:
         """Return the definition of a constant array in flash."""
         self._bytes += values.nbytes
         body = _wrap(str(v) for v in values.ravel().tolist())
-        return f"static const {_C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
+        return f"static const {C_TYPES[str(values.dtype)]} {name}[{values.size}] = {{\n{body}\n}};"
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -170,15 +175,24 @@ def _wrap(items: Iterable[str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _function(symbol: str, body: str) -> str:
+def function_text(symbol: str, body: str) -> str:
+    """Return the function of a layer."""
     return f"TE_NOINLINE te_status {symbol}(void) {{\n{body}\n}}"
 
 
-def _plain_body(parts: Parts) -> str:
+def plain_body(parts: Parts) -> str:
+    """Return the statements of a layer that calls its plain kernel."""
     call = f"{parts.kernel}({', '.join(parts.arguments)})"
     if parts.images == 1:
         return f"    return {call};"
     return _repeat(f"TE_LAYER({call});", parts.images)
+
+
+def fast_body(parts: Parts, fast: Fast, stream: str, scratch: str = "NULL") -> str:
+    """Return the statements of a layer that has a specialised kernel, with the array ``stream``."""
+    x, y = parts.arguments[1], parts.arguments[1 if parts.in_place else -1]
+    pointers = {"x": x, "y": y, "stream": stream, "scratch": scratch, "x1": x, "x2": parts.arguments[2]}
+    return _repeat(Template(fast.call).substitute(pointers), parts.images)
 
 
 def _repeat(statements: str, images: int) -> str:
@@ -238,7 +252,11 @@ def _convolution(emitter: Emitter, i: int, node: Node) -> Parts:
     kernel = "te_conv2d_s8" if node.op == "CONV_2D" else "te_depthwise_conv2d_s8"
     source = _repeated(emitter.pointer(x.name, definitions, f"x_{i}"), x.shape)
     target = _repeated(emitter.pointer(y.name, definitions, ""), y.shape)
-    return Parts(kernel, [f"&params_{i}", source, weights, bias, target], definitions, x.shape[0])
+    in_place = emitter.offsets[y.name] == emitter.offsets.get(x.name)
+    if in_place:
+        kernel, target = "te_depthwise_conv2d_inplace_s8", emitter.scratch(node)
+    arguments = [f"&params_{i}", source, weights, bias, target]
+    return Parts(kernel, arguments, definitions, x.shape[0], in_place)
 
 
 def _fully_connected(emitter: Emitter, i: int, node: Node) -> Parts:
@@ -285,14 +303,7 @@ def _pool(emitter: Emitter, i: int, node: Node) -> Parts:
 
 def _add(emitter: Emitter, i: int, node: Node) -> Parts:
     p = int_params.add_params(emitter.graph, node)
-    size = prod(emitter.graph[node.outputs[0]].shape)
-    definitions: list[str] = []
-    inputs = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
-    fields = {
-        # Whole tensors have no gaps between rows, so they are one row.
-        "out": f"{{1, 1, {size}, {size}}}",
-        "row_1": size,
-        "row_2": size,
+    numbers = {
         "x1_zp": p.x1_zp,
         "x2_zp": p.x2_zp,
         "y_zp": p.y_zp,
@@ -305,24 +316,13 @@ def _add(emitter: Emitter, i: int, node: Node) -> Parts:
         "y_min": p.y_min,
         "y_max": p.y_max,
     }
-    definitions.append(_struct("te_add_params", f"params_{i}", fields))
-    target = emitter.pointer(node.outputs[0], definitions, "")
     kernel = "te_add_s8" if node.op == "ADD" else "te_sub_s8"
-    return Parts(kernel, [f"&params_{i}", *inputs, target], definitions)
+    return _arithmetic(emitter, i, node, (kernel, "te_add_params"), numbers)
 
 
 def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
     p = int_params.mul_params(emitter.graph, node)
-    shapes = [emitter.graph[name].shape for name in node.inputs]
-    (height, row_2), (width, column_2), (channels, channel_2) = _repeated_axes(node.name, *shapes)
-    definitions: list[str] = []
-    inputs = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
-    fields = {
-        "out": f"{{{height}, {width}, {channels}, {width * channels}}}",
-        "row_1": width * channels,
-        "row_2": row_2,
-        "column_2": column_2,
-        "channel_2": channel_2,
+    numbers = {
         "x1_zp": p.x1_zp,
         "x2_zp": p.x2_zp,
         "y_zp": p.y_zp,
@@ -331,31 +331,30 @@ def _mul(emitter: Emitter, i: int, node: Node) -> Parts:
         "y_min": p.y_min,
         "y_max": p.y_max,
     }
-    definitions.append(_struct("te_mul_params", f"params_{i}", fields))
-    target = emitter.pointer(node.outputs[0], definitions, "")
-    return Parts("te_mul_s8", [f"&params_{i}", *inputs, target], definitions)
+    return _arithmetic(emitter, i, node, ("te_mul_s8", "te_mul_params"), numbers)
 
 
-def _repeated_axes(name: str, out: tuple[int, ...], x2: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return (size, step in x2) of three axes: neighbours along which x2 repeats, or not, are one."""
-    axes: list[tuple[int, bool]] = []
-    for size, own in zip(out, x2, strict=True):
-        repeats = own < size
-        if axes and (size == 1 or axes[-1][1] == repeats):
-            axes[-1] = (axes[-1][0] * size, axes[-1][1])
-        elif axes and axes[-1][0] == 1:
-            axes[-1] = (size, repeats)
-        else:
-            axes.append((size, repeats))
-    if len(axes) > 3:
-        raise UnsupportedOpError(
-            f"{name}: MUL of {_shape(out)} by {_shape(x2)} repeats too many separate axes"
-        )
-    steps, step = [], 1
-    for size, repeats in reversed(axes):
-        steps.append((size, 0 if repeats else step))
-        step *= 1 if repeats else size
-    return [(1, 0)] * (3 - len(axes)) + steps[::-1]
+def _arithmetic(
+    emitter: Emitter, i: int, node: Node, c_names: tuple[str, str], numbers: dict[str, int]
+) -> Parts:
+    """Return the call of ADD, SUB or MUL; ``c_names`` are the kernel's and that of its parameters."""
+    graph = emitter.graph
+    axes = merged_axes(graph[node.outputs[0]].shape, *(graph[name].shape for name in node.inputs))
+    if len(axes) > 4:
+        shapes = " and ".join(_shape(graph[name].shape) for name in node.inputs)
+        raise UnsupportedOpError(f"{node.name}: {node.op} of {shapes} repeats too many separate axes")
+    outer, *inner = [(1, 0, 0, 0)] * (4 - len(axes)) + axes
+    (height, *rows), (width, *columns), (channels, *steps) = inner
+    definitions: list[str] = []
+    pointers = [emitter.pointer(n, definitions, f"x{k}_{i}") for k, n in enumerate(node.inputs, 1)]
+    pointers.append(emitter.pointer(node.outputs[0], definitions, ""))
+    if outer[0] > 1:
+        pointers = [f"{p} + n * {step}" for p, step in zip(pointers, (*outer[2:], outer[1]), strict=True)]
+    fields = {"out": f"{{{height}, {width}, {channels}, {width * channels}}}"}
+    for k in (1, 2):
+        fields[f"x{k}"] = f"{{{rows[k]}, {columns[k]}, {steps[k]}}}"
+    definitions.append(_struct(c_names[1], f"params_{i}", fields | numbers))
+    return Parts(c_names[0], [f"&params_{i}", *pointers], definitions, outer[0])
 
 
 def _concatenation(emitter: Emitter, i: int, node: Node) -> Parts:
@@ -433,7 +432,7 @@ def _pad(emitter: Emitter, i: int, node: Node) -> Parts:
         "in": "{" + ", ".join(map(str, sizes)) + "}",
         "before": "{" + ", ".join(map(str, before)) + "}",
         "after": "{" + ", ".join(map(str, after)) + "}",
-        "zp": int_params.pad_code(emitter.graph, node),
+        "code": int_params.pad_code(emitter.graph, node),
     }
     definitions: list[str] = []
     source = emitter.pointer(node.inputs[0], definitions, f"x_{i}")
@@ -448,6 +447,8 @@ def _merge_unpadded(
     """Return (size, before, after) for each axis, with unpadded neighbours merged into one axis."""
     axes: list[tuple[int, int, int]] = []
     for size, (before, after) in zip(shape, padding):
+        if (size, before, after) == (1, 0, 0):
+            continue
         if axes and before == after == 0 and axes[-1][1:] == (0, 0):
             axes[-1] = (axes[-1][0] * size, 0, 0)
         else:
@@ -494,6 +495,9 @@ EMITTERS: dict[str, Callable[[Emitter, int, Node], Parts]] = {
     "HARD_SWISH": _lookup,
     "RELU": _lookup,
     "RELU6": _lookup,
+    "RELU_N1_TO_1": _lookup,
+    "LEAKY_RELU": _lookup,
+    "TANH": _lookup,
     "QUANTIZE": _lookup,
     "RESIZE_NEAREST_NEIGHBOR": _resize,
 }

@@ -68,13 +68,20 @@ class Counter(ctypes.Structure):
 
 
 class Trace(ctypes.Structure):
-    """``struct te_trace`` of the hook: accesses per byte of one window of the RAM."""
+    """``struct te_trace`` of the hook: accesses of one window of the RAM, by byte and by function."""
 
     _fields_ = [
         ("reads", ctypes.c_void_p),
         ("writes", ctypes.c_void_p),
+        ("cell_reads", ctypes.c_void_p),
+        ("cell_writes", ctypes.c_void_p),
+        ("counter", ctypes.POINTER(Counter)),
+        ("reg_write", ctypes.c_void_p),
         ("base", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
+        ("cells", ctypes.c_uint64),
+        ("cell_bytes", ctypes.c_uint64),
+        ("epsr_register", ctypes.c_int32),
     ]
 
 

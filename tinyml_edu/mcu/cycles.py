@@ -40,6 +40,9 @@ REFILL_SHIFT = 16
 WATCH = 1 << 24
 CODE = 1 << 27
 
+CAVEAT = "estimates from Arm's manuals with zero wait states, not validated on silicon"
+"""What must stand beside cycles and milliseconds wherever they are printed."""
+
 _LONG_LOADS = ("ldm", "pop", "ldrd", "vldm", "vpop")
 _LONG_STORES = ("stm", "push", "strd", "vstm", "vpush")
 _BASE = re.compile(r"^(?P<dest>\w+), \[(?P<base>\w+)(?:, (?P<index>\w+)(?:, [^\]]*)?)?")
@@ -122,6 +125,10 @@ class CodeTables:
         Halfword of the instruction that ends where this halfword starts.
     behind_sp : tuple of int
         Addresses behind the instructions that may lower the stack pointer.
+    mnemonic : ndarray of int32, shape (n + 1,)
+        Index into ``names`` of the instruction that starts at each halfword.
+    names : tuple of str
+        The mnemonics that occur, without the mark of their width: ``ldr.w`` is ``ldr``.
     """
 
     records: np.ndarray
@@ -129,12 +136,15 @@ class CodeTables:
     cycles_sum: np.ndarray
     last: np.ndarray
     behind_sp: tuple[int, ...]
+    mnemonic: np.ndarray
+    names: tuple[str, ...]
 
 
 def tables(instructions: list[Instruction], core: str, base: int, size_bytes: int) -> CodeTables:
     """Return the counter's tables for a program of ``size_bytes`` bytes at ``base`` on a core."""
     n = -(-size_bytes // 2)
     table, last = np.zeros(n + 1, np.uint32), np.zeros(n + 1, np.uint32)
+    mnemonic, known = np.zeros(n + 1, np.int32), dict[str, int]()
     figures = CORES[core]
     previous: Instruction | None = None
     for now in instructions:
@@ -145,6 +155,7 @@ def tables(instructions: list[Instruction], core: str, base: int, size_bytes: in
         arrival = -change & 0xFF
         table[index] = CODE | (cost + change) | arrival << ARRIVAL_SHIFT | refill << REFILL_SHIFT
         last[index + now.size // 2] = index
+        mnemonic[index] = known.setdefault(now.mnemonic.partition(".")[0], len(known))
         previous = now
     starts = (table & CODE) != 0
     return CodeTables(
@@ -153,6 +164,8 @@ def tables(instructions: list[Instruction], core: str, base: int, size_bytes: in
         cycles_sum=_running(np.where(starts, table & 0xFF, 0)),
         last=last,
         behind_sp=tuple(i.address + i.size for i in instructions if _lowers_sp(i)),
+        mnemonic=mnemonic,
+        names=tuple(known),
     )
 
 

@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from ..ir.graph import Graph, Quant
 from ..ir.ops import macs
 from . import cgen, planning
 from .boards import Board, get_board
+from .forms import Form, forms, missing_flash
+from .instruments import CELL_BYTES, ArenaTrace, rows_of
+from .kernels.search import Search, measured_choice
 from .planning import STACK_BYTES
-from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts
+from .project_folder import PLAN_FORMAT, check_target, replace_folder, write_texts, writing
 
 TARGETS = ("host", "emulate")
 
@@ -45,6 +48,13 @@ class RunResult:
         ``estimated_cycles`` at the board's highest clock with zero wait states, milliseconds.
     layers : list of dict
         ``name, op, macs, instructions`` of each node; empty for the host.
+    startup_instructions : int or None
+        From reset to the first instruction of ``model_invoke``, once.
+    mnemonics : dict of str to dict of str to int
+        By node name, and ``model_invoke`` for what lies between the layers: how often each mnemonic ran in
+        the last inference; empty for the host.
+    trace : ArenaTrace or None
+        Reads and writes of the arena, by node, over all inferences; if it was asked for.
     """
 
     outputs: np.ndarray
@@ -53,6 +63,9 @@ class RunResult:
     estimated_ms: float | None = None
     stack_bytes: int | None = None
     layers: tuple[dict[str, Any], ...] = ()
+    startup_instructions: int | None = None
+    mnemonics: dict[str, dict[str, int]] = field(default_factory=dict)
+    trace: ArenaTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,9 @@ class Deployment:
             raise UsageError("the input holds values that are infinite or not a number; clean it first")
         return self.input.quant.quantize(x)
 
-    def run(self, x: np.ndarray, target: str = "host") -> RunResult:
+    def run(
+        self, x: np.ndarray, target: str = "host", *, trace: bool = False, cell_bytes: int = CELL_BYTES
+    ) -> RunResult:
         """Run the compiled network.
 
         Parameters
@@ -161,21 +176,36 @@ class Deployment:
             int8 codes or float values, batch first.
         target : {"host", "emulate"}
             The same C on this computer, or the firmware image on the board's emulated core.
+        trace : bool
+            Count reads and writes of the arena, on the emulated core only (ten to thirty times slower).
+        cell_bytes : int
+            Bytes of the arena that the trace by layer takes together.
         """
         if target not in TARGETS:
             raise UnknownNameError("target", target, TARGETS)
         codes = self.codes(x)
-        return self._run_host(codes) if target == "host" else self._run_emulated(codes)
+        if target == "emulate":
+            return self._run_emulated(codes, trace, cell_bytes)
+        if trace:
+            raise UsageError("only the emulated core traces the arena; use target='emulate'")
+        return self._run_host(codes)
 
-    def _run_host(self, codes: np.ndarray) -> RunResult:
+    def host_library(self) -> ctypes.CDLL:
+        """Compile the folder's sources for this computer, unless the cache has them, and load the library."""
         from . import toolchain
 
         sources = sorted([*self.path.glob("*.c"), *self.path.glob("*.h")])
-        library = ctypes.CDLL(
-            str(toolchain.compile_shared(sources, name="model", optimize=self.optimize, include=[self.path]))
+        flags = ["-DTE_WIDE=1"]  # vector units: same codes, in half of the time or less
+        path = toolchain.compile_shared(
+            sources, name="model", optimize=self.optimize, include=[self.path], flags=flags
         )
+        library = ctypes.CDLL(str(path))
         for function in (library.model_input, library.model_output):
             function.restype = ctypes.c_void_p
+        return library
+
+    def _run_host(self, codes: np.ndarray) -> RunResult:
+        library = self.host_library()
         outputs = np.empty((len(codes), *self.output.shape[1:]), np.int8)
         for code, output in zip(codes, outputs):
             data = code.tobytes()
@@ -190,7 +220,7 @@ class Deployment:
             ).reshape(output.shape)
         return RunResult(outputs)
 
-    def _run_emulated(self, codes: np.ndarray) -> RunResult:
+    def _run_emulated(self, codes: np.ndarray, trace: bool, cell_bytes: int) -> RunResult:
         from . import emulator
 
         result = emulator.emulate(
@@ -200,7 +230,10 @@ class Deployment:
             self.output.size_bytes,
             input_offset=self.input.offset,
             output_offset=self.output.offset,
+            trace=trace,
+            cell_bytes=cell_bytes,
         )
+        rows = rows_of(self.nodes)
         layers = [
             {key: node[key] for key in ("name", "op", "macs")}
             | {"instructions": result.layer_instructions.get(node["symbol"], 0)}
@@ -213,6 +246,12 @@ class Deployment:
             result.estimated_ms,
             result.stack_bytes,
             tuple(layers),
+            result.startup_instructions,
+            {
+                name: result.mnemonics[symbol]
+                for symbol, name in [*rows.items(), ("model_invoke", "model_invoke")]
+            },
+            result.trace and result.trace.select(rows),
         )
 
 
@@ -225,6 +264,7 @@ def deploy(
     optimize: str = "speed",
     planner: str = "best",
     patch: str = "none",
+    search: str = "model",
 ) -> Deployment:
     """Compile an int8 graph for a board and measure one inference.
 
@@ -241,12 +281,18 @@ def deploy(
     requant : {"exact", "fast"}
         TensorFlow Lite's rounding, or one rounding everywhere.
     optimize : {"speed", "size"}
-        Specialised kernels where there are some and ``-O3``, at the price of flash; or the plain kernels and
-        ``-Os``.
+        A kernel for each shape of layer and ``-O3``, at the price of flash; or a few that all layers share
+        and ``-Os``.  Either is for cores with the DSP extension; others get the plain kernels.  Where "speed"
+        does not fit the flash, a smaller form of it is tried, then "size"; the report says which one is used
+        (``optimize``) and why (``optimize_note``, "" if it is the one asked for).
     planner : str
         A key of `planning.PLANNERS`.
     patch : {"none"}
         Patch inference.
+    search : {"model", "instructions", "cycles"}
+        How specialised kernels are chosen: by a cost model, or by measuring all candidates of each layer on
+        the board's emulated core and taking the set with the fewest instructions, or estimated cycles, that
+        fits (seconds; the cache keeps what was measured).  The report then lists the candidates.
 
     Raises
     ------
@@ -254,6 +300,8 @@ def deploy(
         If SRAM or flash do not suffice: the bytes missing, what takes them, and what to try.
     UsageError, UnsupportedOpError
         See `cgen.generate`.
+    DataError
+        If the folder cannot be written.
     """
     if not isinstance(graph, Graph):
         raise UsageError(
@@ -263,35 +311,99 @@ def deploy(
     if patch != "none":
         raise UsageError(f"patch={patch!r} is not available yet; use patch='none'")
     check_target(out)
-    plan = planning.plan(graph, board, planner=planner)
-    sources = cgen.generate(graph, plan, requant=requant, optimize=optimize)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
-        _compile(folder, graph, plan, board, optimize)
-        write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
-        for name, content in cgen.example_files(graph, requant).items():
-            (folder / name).write_bytes(content)
-        options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch}
-        _measure(folder, graph, plan, board, options)
-        folder.chmod(0o755)
-        replace_folder(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    scratch = cgen.scratch_requests(graph, requant=requant, optimize=optimize)
+    ordered = planning.reorder(graph, scratch).graph
+    if ordered is not graph:
+        graph, scratch = ordered, cgen.scratch_requests(ordered, requant=requant, optimize=optimize)
+    plan = planning.plan(graph, board, planner=planner, scratch=scratch)
+    options = {"requant": requant, "optimize": optimize, "planner": planner, "patch": patch, "search": search}
+    chosen = measured_choice(graph, board, search, requant=requant, optimize=optimize)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            sources, built = _build(folder, graph, plan, board, options, chosen=chosen)
+            write_texts(folder, {name: text for name, text in sources.items() if "/" in name})
+            for name, content in cgen.example_files(graph, requant).items():
+                (folder / name).write_bytes(content)
+            _measure(folder, graph, plan, board, options, built=built)
+            folder.chmod(0o755)
+            replace_folder(folder, out)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return Deployment.load(out)
 
 
-def _compile(folder: Path, graph: Graph, plan: planning.Plan, board: Board, optimize: str) -> None:
+@dataclass(frozen=True)
+class _Built:
+    """The form of the code that fits, its measured kernels if it has some, and why it is not the first."""
+
+    form: Form
+    chosen: Search | None
+    note: str
+
+
+def _build(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    *,
+    chosen: Search | None,
+) -> tuple[dict[str, str], _Built]:
+    """Generate and compile the first form that fits; measured kernels belong to the first form only."""
+    candidates, note = forms(options["optimize"]), ""
+    for form in candidates:
+        try:
+            sources, used = _generate(
+                folder, graph, plan, board, requant=options["requant"], form=form, chosen=chosen
+            )
+            return sources, _Built(form, used, note and f"{note}; {form.name!r} is used instead")
+        except DoesNotFitError as error:
+            missing = missing_flash(error)
+            if not missing or form == candidates[-1]:
+                takers = _takers(str(error), graph, plan)
+                raise DoesNotFitError(f"{graph.name}: {error}.  {takers}") from error
+            note = note or f"{form.name!r} needs {missing:,} B more flash than {board.name} has"
+            chosen = None
+    raise AssertionError("forms() is never empty")
+
+
+def _generate(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    *,
+    requant: str,
+    form: Form,
+    chosen: Search | None,
+) -> tuple[dict[str, str], Search | None]:
+    """Generate and compile a form; where measured kernels overflow the flash, take ones that need less."""
     from . import toolchain
 
-    try:
-        toolchain.compile_firmware(
-            folder, board, optimize=optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+    while True:
+        sources = cgen.generate(
+            graph, plan, requant=requant, optimize=form.optimize, lean=form.lean, selection=chosen
         )
-    except DoesNotFitError as error:
-        raise DoesNotFitError(f"{graph.name}: {error}.  {_takers(str(error), graph, plan)}") from error
+        for old in folder.iterdir():
+            old.unlink()
+        write_texts(folder, {name: text for name, text in sources.items() if "/" not in name})
+        try:
+            toolchain.compile_firmware(
+                folder, board, optimize=form.optimize, out=folder / "firmware.elf", stack_bytes=STACK_BYTES
+            )
+            return sources, chosen
+        except DoesNotFitError as error:
+            missing = missing_flash(error)
+            if chosen is None or not missing:
+                raise
+            try:
+                chosen = chosen.within(chosen.flash_bytes - missing)
+            except DoesNotFitError:
+                raise error from None
 
 
 def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
@@ -314,38 +426,55 @@ def _takers(message: str, graph: Graph, plan: planning.Plan) -> str:
     return "  ".join(parts)
 
 
-def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, options: dict[str, str]) -> None:
+def _measure(
+    folder: Path,
+    graph: Graph,
+    plan: planning.Plan,
+    board: Board,
+    options: dict[str, str],
+    *,
+    built: _Built,
+) -> None:
     """Write ``plan.json``: run one inference on the emulated core and read the image's sections."""
     from . import elf
 
-    symbols, costs = cgen.layer_symbols(graph), macs(graph)
+    symbols, costs = cgen.layer_symbols(graph, plan), macs(graph)
     nodes = tuple(
         {"name": node.name, "op": node.op, "macs": costs[node.name], "symbol": symbols.get(node.name, "")}
         for node in graph.nodes
     )
     source, target = (_Port.of(graph, plan, name) for name in (graph.inputs[0], graph.outputs[0]))
-    draft = Deployment(folder, {}, board, source, target, options["optimize"], nodes)
+    draft = Deployment(folder, {}, board, source, target, built.form.optimize, nodes)
     # Any input will do for sizes and counts; random codes take every branch that a real one might.
     probe = np.random.default_rng(0).integers(-128, 128, (1, *source.shape[1:]), dtype=np.int8)
     measured = draft.run(probe, target="emulate")
     image = elf.read_elf(folder / "firmware.elf")
     assert measured.stack_bytes is not None
+    layers = [
+        layer | ({"candidates": built.chosen.rows(layer["name"])} if built.chosen else {})
+        for layer in measured.layers
+    ]
     arena = image.data + image.bss
+    scratch_bytes = max((b.size_bytes for b in plan.buffers if b.kind == "scratch"), default=0)
     report = {
         "model": graph.name,
         "board": board.name,
         "core": board.core,
         "requant": options["requant"],
+        "optimize": built.form.name,
+        "optimize_note": built.note,
         "planner": options["planner"],
         "patch": options["patch"],
+        "search": options["search"] if built.chosen else "model",
         "macs": sum(costs.values()),
         "arena_bytes": plan.arena_bytes,
         "lower_bound_bytes": plan.lower_bound_bytes,
         "proven_optimal": plan.proven_optimal,
         "sram_bytes": {
             "input": source.size_bytes,
-            "activations": arena - source.size_bytes,
-            "scratch": 0,  # what kernels need for themselves lies on the stack and is counted there
+            "activations": arena - source.size_bytes - scratch_bytes,
+            # The largest that one kernel has in the arena; what lies on the stack is counted there.
+            "scratch": scratch_bytes,
             "stack": measured.stack_bytes,
             "total": arena + measured.stack_bytes,
         },
@@ -353,14 +482,14 @@ def _measure(folder: Path, graph: Graph, plan: planning.Plan, board: Board, opti
         "estimated_cycles": measured.estimated_cycles,
         "estimated_ms": measured.estimated_ms,
         "flash_bytes": {"code": image.code, "weights": image.weights, "total": image.flash_bytes},
-        "layers": list(measured.layers),
+        "layers": layers,
     }
     stored = {
         "format": PLAN_FORMAT,
         "version": __version__,
         "report": report,
         "board": asdict(board),
-        "optimize": options["optimize"],
+        "optimize": built.form.optimize,
         "input": source.to_json(),
         "output": target.to_json(),
         "nodes": list(nodes),

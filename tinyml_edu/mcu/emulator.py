@@ -18,6 +18,7 @@ from .accounting import Account
 from .boards import Board, get_board
 from .count_hook import DEPTH, NOT_CODE, TOO_DEEP, load_unicorn
 from .elf import read_elf
+from .instruments import CELL_BYTES, ArenaTrace
 
 DEFAULT_LIMIT = 2_000_000_000
 # unicorn executes the DSP instructions of Armv7E-M on its Cortex-M3 too, so the image itself is asked.
@@ -57,8 +58,13 @@ class EmulationResult:
         Branches taken in the last inference.
     hits : dict of int to int
         Executions of each address in the last inference, ``model_invoke`` to return.
-    reads, writes : ndarray of uint32, shape (arena_bytes,), or None
-        Accesses of each byte of the arena over all inferences (with ``trace=True``).
+    mnemonics : dict of str to dict of str to int
+        How often each mnemonic ran in the last inference, for each watched function without its watched
+        callees and for ``model_invoke`` itself: the counts of all sum to that inference's instructions.
+    startup_instructions : int
+        From reset to the first instruction of ``model_invoke``, once.
+    trace : ArenaTrace or None
+        Accesses of the arena over all inferences (with ``trace=True``).
     """
 
     outputs: np.ndarray
@@ -73,8 +79,19 @@ class EmulationResult:
     layer_calls: dict[str, int]
     taken_branches: int
     hits: dict[int, int]
-    reads: np.ndarray | None = None
-    writes: np.ndarray | None = None
+    mnemonics: dict[str, dict[str, int]]
+    startup_instructions: int
+    trace: ArenaTrace | None = None
+
+    @property
+    def reads(self) -> np.ndarray | None:
+        """Reads of each byte of the arena over all inferences, uint32 (arena_bytes,), if traced."""
+        return None if self.trace is None else self.trace.reads
+
+    @property
+    def writes(self) -> np.ndarray | None:
+        """Writes of each byte of the arena over all inferences, uint32 (arena_bytes,), if traced."""
+        return None if self.trace is None else self.trace.writes
 
     @property
     def repeats_exactly(self) -> bool:
@@ -91,6 +108,7 @@ def emulate(
     input_offset: int = 0,
     output_offset: int = 0,
     trace: bool = False,
+    cell_bytes: int = CELL_BYTES,
     limit: int = DEFAULT_LIMIT,
 ) -> EmulationResult:
     """Boot a firmware image on a board's core and run one inference for each input.
@@ -107,6 +125,8 @@ def emulate(
         Bytes to read at ``te_arena + output_offset`` after each.
     trace : bool
         Count reads and writes of every byte of the arena (ten to thirty times slower).
+    cell_bytes : int
+        Bytes of the arena that the trace by layer takes together.
     limit : int
         Most instructions of one inference, boot included; more is a runaway.
 
@@ -119,7 +139,9 @@ def emulate(
     UsageError
         If an input or output does not lie inside the arena.
     """
-    machine = Machine(elf_path, board, trace=trace, limit=limit)
+    if cell_bytes < 1:
+        raise UsageError(f"a cell of the trace has at least one byte, not {cell_bytes}")
+    machine = Machine(elf_path, board, trace=cell_bytes if trace else 0, limit=limit)
     codes = np.ascontiguousarray(inputs)
     if codes.dtype.itemsize != 1 or codes.ndim < 2 or len(codes) == 0:
         raise UsageError(f"inputs must be int8 codes, batch first, not {codes.dtype} {codes.shape}")
@@ -131,8 +153,8 @@ class Machine:
     """An emulated board, booted, that runs inferences one by one.
 
     Parameters are those of `emulate`; ``watch`` are the functions that get an account of their own, by
-    default every ``model_layer_<i>``; ``each`` counts instruction by instruction instead of block by block
-    (the same counts, slower: the tests compare the two).
+    default every ``model_layer_<i>``; ``trace`` is the width of a cell, or 0; ``each`` counts instruction by
+    instruction instead of block by block (the same counts, slower: the tests compare the two).
     """
 
     def __init__(
@@ -140,7 +162,7 @@ class Machine:
         elf_path: str | Path,
         board: str | Board,
         *,
-        trace: bool = False,
+        trace: int = 0,
         limit: int = DEFAULT_LIMIT,
         watch: tuple[str, ...] | None = None,
         each: bool = False,
@@ -149,7 +171,8 @@ class Machine:
         arena = self.image.symbol("te_arena")
         self.arena_address, self.arena_bytes = arena.address, arena.size
         if watch is None:
-            watch = tuple(s for s in self.image.symbols if s.startswith("model_layer_"))
+            functions = (s.name for s in self.image.symbols.values() if s.kind == "STT_FUNC")
+            watch = tuple(name for name in functions if name.startswith("model_layer_"))
         # One name for each address: the linker may fold equal functions into one.
         names = {self.image.symbol(name).address: name for name in ("model_invoke", *watch)}
         self._fault: str | None = None
@@ -166,9 +189,9 @@ class Machine:
             entry=self._pc & ~1,
             each=each,
         )
-        self.reads: np.ndarray | None = None
-        self.writes: np.ndarray | None = None
-        self._trace = trace
+        self.trace: ArenaTrace | None = None
+        self._cell_bytes = trace
+        self.startup_instructions = 0
 
     # -- set-up ---------------------------------------------------------------------------------
 
@@ -200,8 +223,12 @@ class Machine:
             uc.mem_write(segment.address, segment.data)
         self.stack_top, entry = np.frombuffer(bytes(uc.mem_read(board.vector_table, 8)), "<u4").tolist()
         self._stack_limit = self.stack_top - self.image.stack
-        self._paint = np.random.default_rng(0).integers(0, 256, self.image.stack, np.uint8).tobytes()
+        # RAM holds anything at power-on.  What is painted shows the stack's depth, and a network that reads a
+        # byte of the arena before it writes it.
+        random = np.random.default_rng(0)
+        self._paint = random.integers(0, 256, self.image.stack, np.uint8).tobytes()
         uc.mem_write(self._stack_limit, self._paint)
+        uc.mem_write(self.arena_address, random.integers(0, 256, self.arena_bytes, np.uint8).tobytes())
         uc.reg_write(unicorn.arm_const.UC_ARM_REG_SP, self.stack_top)
         self._pc = entry | 1
         uc.hook_add(unicorn.UC_HOOK_INTR, self._on_exception)
@@ -227,12 +254,17 @@ class Machine:
             raise ToolchainError(f"model_invoke returned status {status}; check the model's arguments")
         return bytes(self._uc.mem_read(self.arena_address + output_offset, output_bytes))
 
+    def arena(self) -> np.ndarray:
+        """Return what the arena holds now, uint8 (arena_bytes,); before the first inference, anything."""
+        return np.frombuffer(bytes(self._uc.mem_read(self.arena_address, self.arena_bytes)), np.uint8)
+
     def _run_to_model(self) -> None:
-        """Run the start-up code, which clears the arena, up to the first instruction of model_invoke."""
+        """Run the start-up code up to the first instruction of model_invoke."""
         self._start(until=self.image.symbol("model_invoke").address)
-        # From here on: the start-up code clears the arena, which is no access of the network.
-        if self._trace:
-            self.reads, self.writes = self._account.trace(self.arena_address, self.arena_bytes)
+        self.startup_instructions = self._account.instructions
+        # From here on: what start-up code does with the arena is no access of the network.
+        if self._cell_bytes:
+            self.trace = self._account.trace(self.arena_address, self.arena_bytes, self._cell_bytes)
 
     def _run(self) -> None:
         """Run one inference, up to the breakpoint behind the call, and take its counts."""
@@ -319,8 +351,9 @@ class Machine:
             layer_calls={name: total[0] for name, total in layers.items()},
             taken_branches=self._account.taken_branches,
             hits=self._account.executions(),
-            reads=self.reads,
-            writes=self.writes,
+            mnemonics=self._account.mnemonics(),
+            startup_instructions=self.startup_instructions,
+            trace=self.trace,
         )
 
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 
 PLAN_FORMAT = 1
 """Of ``plan.json``; a folder with another one is not replaced and not read."""
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line that ``out`` cannot be written, whatever the reason is.
+
+    Raises
+    ------
+    DataError
+        For a folder that is read-only, a path through a file, a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cannot write {out}: {reason}; name a folder that you may write to, on a disk with free space"
+        ) from error
 
 
 def check_target(out: Path) -> None:

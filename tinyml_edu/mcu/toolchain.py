@@ -191,11 +191,18 @@ def compile_firmware(
             script_path.write_text(script)
             command = [*driver, *options, *(f"-I{p}" for p in includes), "-T", str(script_path)]
             # libgcc resolves the helpers that GCC alone calls, such as its Armv6-M switch tables.
-            _build(command, sources, target, board=board, tail=["-lgcc"] if compiler == "gcc" else [])
+            tail = ["-lgcc"] if compiler == "gcc" else []
+            _build(command, sources, target, board=board, optimize=optimize, tail=tail)
     if out is None:
         return target
     write_atomically(Path(out), target.read_bytes())
     return Path(out)
+
+
+def what_decides_code(board: Board, *, optimize: str = "speed", compiler: str = "zig") -> list[str]:
+    """Return all that decides the machine code of a board's firmware beside its sources."""
+    driver, options, version = _cross_compiler(board, compiler, optimize)
+    return [*driver[-1:], *options, *_COMMON, version]
 
 
 def linker_script(board: Board, stack_bytes: int = DEFAULT_STACK_BYTES) -> str:
@@ -317,6 +324,7 @@ def _build(
     target: Path,
     *,
     board: Board | None = None,
+    optimize: str = "speed",
     tail: Sequence[str] = (),
 ) -> None:
     """Run the compiler; a failure leaves no ``target`` behind."""
@@ -324,10 +332,10 @@ def _build(
         line = [*command, *map(str, sources), *tail, "-o", str(scratch)]
         done = subprocess.run(line, capture_output=True, text=True, env=_environment(), check=False)
         if done.returncode:
-            _fail(done.stderr, board)
+            _fail(done.stderr, board, optimize)
 
 
-def _fail(log: str, board: Board | None) -> None:
+def _fail(log: str, board: Board | None, optimize: str) -> None:
     """Raise the error that a compiler's log stands for; the whole log is attached as a note."""
     missing: dict[str, int] = {}
     for match in _OVERFLOW.finditer(log):
@@ -337,17 +345,19 @@ def _fail(log: str, board: Board | None) -> None:
     if missing and board is not None:
         sizes = {"RAM": board.sram_bytes, "FLASH": board.usable_flash_bytes}
         what = " and ".join(f"{n} bytes of {r} are missing (it has {sizes[r]})" for r, n in missing.items())
-        error = DoesNotFitError(f"the firmware does not fit on {board.name}: {what}; {_advice(missing)}")
+        advice = _advice(missing, optimize)
+        error = DoesNotFitError(f"the firmware does not fit on {board.name}: {what}; {advice}")
     else:
         error = ToolchainError(f"the C compiler failed: {_first_error(log)}")
     error.add_note(log.strip())
     raise error
 
 
-def _advice(missing: dict[str, int]) -> str:
+def _advice(missing: dict[str, int], optimize: str) -> str:
+    smaller = "optimize='size', " if optimize != "size" else ""
     tips = {
         "RAM": "try a smaller input, fewer channels, patch inference or a larger board",
-        "FLASH": "try optimize='size', a smaller network or a larger board",
+        "FLASH": f"try {smaller}a smaller network or a larger board",
     }
     return "; ".join(tips[region] for region in missing)
 

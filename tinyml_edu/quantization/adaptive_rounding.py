@@ -46,7 +46,7 @@ class RoundingProblem:
     target : ndarray (G, R, M)
         What the float layer makes of its own inputs, activation included.
     bias : ndarray (G, 1, M)
-    activation : {"none", "relu", "relu6"}
+    activation : {"none", "relu", "relu6", "relu_n1_to_1"}
     """
 
     steps: np.ndarray
@@ -315,7 +315,8 @@ def beta_at(iteration: int, iterations: int) -> float | None:
 
 
 def clamped(y: torch.Tensor, activation: str) -> torch.Tensor:
-    """Return ``y`` after "none", "relu" or "relu6"."""
+    """Return ``y`` after "none", "relu", "relu6" or "relu_n1_to_1"."""
     if activation == "none":
         return y
-    return y.clamp(0, 6) if activation == "relu6" else y.clamp(min=0)
+    low, high = {"relu": (0, None), "relu6": (0, 6), "relu_n1_to_1": (-1, 1)}[activation]
+    return y.clamp(low, high)

@@ -114,8 +114,9 @@ def find_pairs(graph: Graph, *, relu6: str = "relu") -> list[Pair]:
     pairs = []
     for first in graph.nodes:
         path = _path(graph, first) if first.op in LINEAR_OPS else []
-        clamped = any(getattr(node.attrs, "activation", "none") == "relu6" for node in path[:-1])
-        if path and not (clamped and relu6 == "keep"):
+        between = [getattr(node.attrs, "activation", "none") for node in path[:-1]]
+        clamped = ("relu6" in between and relu6 == "keep") or "relu_n1_to_1" in between
+        if path and not clamped:
             sizes = (graph[name].shape[-1] for name in (first.outputs[0], path[-1].inputs[0]))
             pairs.append(Pair(first, tuple(path[1:-1]), path[-1], *sizes))
     return pairs
@@ -150,7 +151,7 @@ def _keeps_channels(graph: Graph, node: Node, channels: int) -> bool:
     if node.op == "MEAN":
         return len(graph[node.inputs[0]].shape) - 1 not in node.attrs.axes
     if node.op == "PAD":
-        return bool(node.attrs.padding[-1] == (0, 0))
+        return bool(node.attrs.padding[-1] == (0, 0) and node.attrs.value == 0)
     if node.op == "RESHAPE":
         return graph[node.outputs[0]].shape[-1] % channels == 0
     return node.op in ("AVERAGE_POOL_2D", "MAX_POOL_2D")

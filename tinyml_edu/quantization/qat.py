@@ -90,7 +90,7 @@ class QATGraph(TorchGraph):
         """Return the output of one node on fake-quantized inputs, fake-quantized."""
         y = super().compute(node, inputs)
         # The other sharing ops only move values that have codes already.
-        clamps_off_the_grid = node.op == "MAX_POOL_2D" and node.attrs.activation == "relu6"
+        clamps_off_the_grid = node.op == "MAX_POOL_2D" and node.attrs.activation in ("relu6", "relu_n1_to_1")
         moves = node.op in SHARING_OPS and node.op != "AVERAGE_POOL_2D" and not clamps_off_the_grid
         return y if moves else self.quantizer(node.outputs[0])(y)
 

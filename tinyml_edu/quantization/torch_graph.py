@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnsupportedOpError, UsageError
+from ..ir.attrs import ACTIVATIONS
 from ..ir.graph import Graph, GraphError, Kind, Node
 from ..ir.ops import CONSTANT_OPERANDS, OPS
 from ..ir.windows import nearest
@@ -177,7 +178,9 @@ def activate(y: Tensor, activation: str) -> Tensor:
         return F.relu(y)
     if activation == "relu6":
         return F.relu6(y)
-    raise GraphError(f"unknown activation {activation!r}; known: none, relu, relu6")
+    if activation == "relu_n1_to_1":
+        return F.hardtanh(y)
+    raise GraphError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
 
 
 def _framed(x: Tensor, padding: tuple[int, int, int, int], value: float = 0.0) -> Tensor:
@@ -233,6 +236,10 @@ def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return kernel
 
 
+def _leaky_relu(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
+    return F.leaky_relu(x, a.alpha)
+
+
 def _resize_nearest(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
     rows, columns = (
         torch.from_numpy(nearest(size, target, a)).to(x.device)
@@ -261,7 +268,7 @@ def _mean(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
 
 def _pad(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
     amounts = [amount for pair in reversed(a.padding) for amount in pair]  # F.pad lists the last axis first
-    return from_stored(F.pad(to_stored(x), amounts))
+    return from_stored(F.pad(to_stored(x), amounts, value=a.value))
 
 
 def _reshape(a: Any, out: tuple[int, ...], x: Tensor) -> Tensor:
@@ -290,6 +297,9 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "HARD_SWISH": _elementwise(F.hardswish),
     "RELU": _elementwise(F.relu),
     "RELU6": _elementwise(F.relu6),
+    "RELU_N1_TO_1": _elementwise(F.hardtanh),
+    "LEAKY_RELU": _leaky_relu,
+    "TANH": _elementwise(torch.tanh),
     "QUANTIZE": _elementwise(torch.clone),
     "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
 }

@@ -51,20 +51,28 @@ TE_LOOP void *memset(void *to, int value, size_t bytes) {
     return to;
 }
 
-void __aeabi_memcpy(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
-void __aeabi_memcpy4(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
-void __aeabi_memcpy8(void *to, const void *from, size_t bytes) __attribute__((alias("memcpy")));
-void __aeabi_memmove(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
-void __aeabi_memmove4(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
-void __aeabi_memmove8(void *to, const void *from, size_t bytes) __attribute__((alias("memmove")));
+/* Another name of a function.  GCC wants the attributes of the first name repeated; clang has no word for it. */
+#if defined(__clang__)
+#define TE_ALIAS(name) __attribute__((alias(#name)))
+#else
+#define TE_ALIAS(name) __attribute__((alias(#name), copy(name)))
+#endif
+
+/* Their callers expect no result; that they return one like the first name changes nothing. */
+void *__aeabi_memcpy(void *to, const void *from, size_t bytes) TE_ALIAS(memcpy);
+void *__aeabi_memcpy4(void *to, const void *from, size_t bytes) TE_ALIAS(memcpy);
+void *__aeabi_memcpy8(void *to, const void *from, size_t bytes) TE_ALIAS(memcpy);
+void *__aeabi_memmove(void *to, const void *from, size_t bytes) TE_ALIAS(memmove);
+void *__aeabi_memmove4(void *to, const void *from, size_t bytes) TE_ALIAS(memmove);
+void *__aeabi_memmove8(void *to, const void *from, size_t bytes) TE_ALIAS(memmove);
 
 /* The Arm names take the byte count before the value. */
 TE_LOOP void __aeabi_memset(void *to, size_t bytes, int value) { te_fill(to, value, bytes); }
-void __aeabi_memset4(void *to, size_t bytes, int value) __attribute__((alias("__aeabi_memset")));
-void __aeabi_memset8(void *to, size_t bytes, int value) __attribute__((alias("__aeabi_memset")));
+void __aeabi_memset4(void *to, size_t bytes, int value) TE_ALIAS(__aeabi_memset);
+void __aeabi_memset8(void *to, size_t bytes, int value) TE_ALIAS(__aeabi_memset);
 TE_LOOP void __aeabi_memclr(void *to, size_t bytes) { te_fill(to, 0, bytes); }
-void __aeabi_memclr4(void *to, size_t bytes) __attribute__((alias("__aeabi_memclr")));
-void __aeabi_memclr8(void *to, size_t bytes) __attribute__((alias("__aeabi_memclr")));
+void __aeabi_memclr4(void *to, size_t bytes) TE_ALIAS(__aeabi_memclr);
+void __aeabi_memclr8(void *to, size_t bytes) TE_ALIAS(__aeabi_memclr);
 
 /* Leading zeros of a word; 32 for 0.  Binary search: no table, no loop. */
 int __clzsi2(uint32_t value) {

@@ -19,9 +19,11 @@
 #define TE_WATCH 0x01000000u                         /* a watched function starts here */
 #define TE_RETURN 0x02000000u                        /* a watched function returned here at least once */
 #define TE_CODE 0x08000000u                          /* an instruction starts here */
+#define TE_EPSR_T 0x01000000u                        /* Thumb state, the only one of these cores; no IT block */
 #define TE_DEPTH 64
 
 typedef int (*te_reg_read)(void *engine, int id, void *value);
+typedef int (*te_reg_write)(void *engine, int id, const void *value);
 typedef int (*te_stop)(void *engine);
 
 struct te_frame {
@@ -35,7 +37,8 @@ struct te_counter {
     const uint32_t *before;      /* (slots + 1) instructions that start below each halfword */
     const uint32_t *cycles_sum;  /* (slots + 1) their cycles */
     const uint32_t *last;        /* (slots + 1) halfword of the instruction that ends where this one starts */
-    int64_t *hits;               /* (slots + 1) executions, as steps: +1 where a run of code starts, -1 at its end */
+    int64_t *hits;               /* (functions + 1, slots + 1) executions in each watched function, the last row
+                                  * outside of all; as steps: +1 where a run of code starts, -1 at its end */
     uint64_t *totals;            /* (functions, 3) calls, instructions, cycles */
     const uint32_t *watched;     /* (functions) entry addresses, ascending */
     te_reg_read reg_read;
@@ -49,13 +52,29 @@ struct te_counter {
 
 enum { TE_TOO_DEEP = 1, TE_NOT_CODE = 2 };
 
-/* Accesses per byte of one RAM window; for the heat map of the arena. */
+/* Accesses of one RAM window, byte by byte; for the heat map of the arena. */
 struct te_trace {
-    uint32_t *reads, *writes; /* (bytes) each */
-    uint64_t base, bytes;
+    uint32_t *reads, *writes;           /* (bytes) each */
+    uint32_t *cell_reads, *cell_writes; /* (functions + 1, cells) each: the same bytes, by watched function */
+    const struct te_counter *counter;
+    te_reg_write reg_write;
+    uint64_t base, bytes, cells, cell_bytes;
+    int32_t epsr_register;
 };
 
 uint32_t te_counter_bytes(void) { return sizeof(struct te_counter); }
+
+/* The innermost watched function that is running, or the row behind the last one. */
+static uint64_t running(const struct te_counter *c) {
+    return c->depth > 0 ? c->frames[c->depth - 1].function : c->functions;
+}
+
+/* A run of code from halfword `from` up to `end`, executed once. */
+static inline void executed(struct te_counter *c, uint32_t from, uint32_t end) {
+    int64_t *hits = c->hits + running(c) * ((uint64_t)c->slot_count + 1);
+    hits[from] += 1;
+    hits[end] -= 1;
+}
 
 static uint32_t read_register(const struct te_counter *c, void *engine, int32_t id) {
     uint32_t value = 0;
@@ -124,8 +143,7 @@ void te_count_block(void *engine, uint64_t address, uint32_t size, void *user) {
     arrive(c, engine, here, index);
     c->instructions += c->before[end] - c->before[index];
     c->cycles += c->cycles_sum[end] - c->cycles_sum[index];
-    c->hits[index] += 1;
-    c->hits[end] -= 1;
+    executed(c, index, end);
     c->refill = TE_REFILL(c->slots[c->last[end]]);
     c->next = here + size;
     if (c->instructions >= c->limit) c->stop(engine);
@@ -137,8 +155,7 @@ static void skipped(struct te_counter *c, uint32_t index) {
     const uint32_t from = (c->next - c->code_base) >> 1;
     c->instructions += c->before[index] - c->before[from];
     c->cycles += c->cycles_sum[index] - c->cycles_sum[from];
-    c->hits[from] += 1;
-    c->hits[index] -= 1;
+    executed(c, from, index);
     c->refill = TE_REFILL(c->slots[c->last[index]]);
     c->next = c->code_base + 2 * index;
 }
@@ -155,8 +172,7 @@ void te_count_each(void *engine, uint64_t address, uint32_t size, void *user) {
     const uint32_t slot = c->slots[index];
     c->instructions += 1;
     c->cycles += TE_CYCLES(slot);
-    c->hits[index] += 1;
-    c->hits[index + (size >> 1)] -= 1;
+    executed(c, index, index + (size >> 1));
     c->refill = TE_REFILL(slot);
     c->next = here + size;
     if (c->instructions >= c->limit) c->stop(engine);
@@ -172,15 +188,30 @@ void te_watch_stack(void *engine, uint64_t address, uint32_t size, void *user) {
     if (sp < c->sp_low && sp >= c->sp_limit && sp <= c->sp_top) c->sp_low = sp;
 }
 
+/* Takes back a side effect of being called.  Before it reports an access, unicorn (2.1.4) restores the program
+ * counter of the instruction, and with it the state of the IT block around it, into the registers.  The
+ * translated code does not expect that: its conditions are translated too, and the state that it keeps is
+ * "no IT block".  Left as restored, it would make the first instructions of the next block that is looked up
+ * conditional: skipped, or run without setting the flags (unicorn issue 2309).  A block of code that ends
+ * inside of an IT block writes the state itself, after its last access. */
+static void leave_it_block(const struct te_trace *t, void *engine) {
+    const uint32_t epsr = TE_EPSR_T;
+    t->reg_write(engine, t->epsr_register, &epsr);
+}
+
 /* kind: 16 a read, 17 a write (UC_MEM_READ, UC_MEM_WRITE); the window is checked byte by byte, since an
  * access may straddle its edge. */
 void te_trace_access(void *engine, int kind, uint64_t address, int size, int64_t value, void *user) {
     struct te_trace *t = user;
     uint32_t *counts = kind == 17 ? t->writes : t->reads;
-    (void)engine;
+    uint32_t *cells = (kind == 17 ? t->cell_writes : t->cell_reads) + running(t->counter) * t->cells;
     (void)value;
+    leave_it_block(t, engine);
     for (int i = 0; i < size; ++i) {
         const uint64_t at = address + (uint64_t)i - t->base;
-        if (at < t->bytes) counts[at] += 1;
+        if (at < t->bytes) {
+            counts[at] += 1;
+            cells[at / t->cell_bytes] += 1;
+        }
     }
 }

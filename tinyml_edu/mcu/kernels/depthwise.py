@@ -1,307 +1,354 @@
-"""DEPTHWISE_CONV_2D with a 3x3 kernel and stride 1 or 2, for cores with the DSP extension.
+"""DEPTHWISE_CONV_2D with any window, stride, channel count and multiplier, for cores with the DSP extension.
 
-Four channels at a time.  `load` widens two rows of the image into a strip on the stack, so that one word
-holds one channel of two rows, ``(row r, row r + 1)``; the strip keeps the two rows before them as well, and
-padding is part of it::
+Up to four input channels at a time, widened into planes on the stack, see `planes`; one word holds two rows
+of one column, and padding is part of them::
 
-    strip[column][channel][0]  rows r - 2, r - 1          strip[column][channel][1]  rows r, r + 1
+    planes[channel][column][pair]      rows (2 pair, 2 pair + 1) of those that ``rows`` output rows read
 
-Two words of weights serve a kernel column, ``Wa = (w0, w1)`` and ``Wb = (w1, w2)``.  With
-``P = (x0, x1)`` and ``Q = (x2, x3)``, four instructions give both output rows (stride 1)::
+A column of the kernel meets a column of a plane in one LDM of each.  Where output row ``o`` starts ``d`` rows
+before a pair, the pair ``(x0, x1)`` adds ``w[d] x0 + w[d + 1] x1``, one SMLAD; at the ends of the kernel only
+one of both counts (SMLATB, SMLABT).  Words of neighbouring weights ``(w[d], w[d + 1])`` serve even and odd
+``d``, so a 5x5 kernel has four of them a column.  Weights and bias are doubled where the rounding starts from
+``2 * acc``.  Registers of the inner loop, which computes ``rows`` outputs of a column::
 
-    upper row  w0 x0 + w1 x1 + w2 x2 = SMLAD(P, Wa) + SMLABT(Q, Wb)
-    lower row  w0 x1 + w1 x2 + w2 x3 = SMLATB(P, Wa) + SMLAD(Q, Wb)
-
-Stride 2 needs the upper row only.  Weights and bias are doubled where the rounding starts from ``2 * acc``.
-Registers of the inner loop::
-
-    r0  strip          r2, r3  Wa, Wb of column 2, then scratch      r6..r9   Wa, Wb of columns 0 and 1
-    r1  y              r4, r5  P, Q, then multiplier and addend      r10..lr  sums
+    r0  plane, walks over its columns        r2...   words of weights, then pairs of inputs
+    r1  stream, walks over the weights       ...lr   sums, one for each output row
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from string import Template
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from ...ir.graph import Graph, Node
-from . import requantize
+from . import planes, requantize
 from .assembly import Assembly, function
 from .requantize import Channels, stored_multiplier
 
-GROUP = 4
-MAX_COLUMNS = 50
-"""Columns of the strip, which is on the stack: 50 of 32 bytes."""
+MAX_SCRATCH_BYTES = 1600
+MAX_ROWS = 6
+MAX_UNROLLED = 400
+"""Instructions of a round of the inner loop; longer loops gain nothing, and cost flash."""
 
-_COLUMN_BYTES = GROUP * 8
-_SUMS = ("r10", "r11", "r12", "lr")
-_WEIGHTS = (("r6", "r7"), ("r8", "r9"), ("r2", "r3"))
+_POOL = (*(f"r{i}" for i in range(2, 13)), "lr")
 _IMMEDIATE = 4095
-
-# What the inner loop finds behind sp: six words of the channel, then where it is.
-_W2, _MULTIPLIER, _SHIFT, _BIAS, _END, _X, _Y, _STREAM, _LAST, _FRAME = 0, 8, 16, 20, 24, 28, 32, 36, 40, 44
+_FACTORS = 4  # registers of a requantization: multiplier, addend, shift and the code
+_END, _Y, _PLANES, _STREAM_END, _Y_NEXT, _FRAME = 0, 4, 8, 12, 16, 20
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the code of a kernel depends on: sizes of x and y, the window, rounding and clamp."""
+    """What the code of a kernel depends on: sizes of x and y, the window, rounding and clamp.
+
+    ``rows`` output rows are computed at once, in blocks of ``block`` columns.
+    """
 
     height: int
     width: int
     channels: int
     out_height: int
     out_width: int
-    stride: int
+    multiplier: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
     pad_top: int
     pad_left: int
     x_zp: int
     rounding: str
     clamp: tuple[int, int]
+    rows: int = 1
 
     @property
-    def rows(self) -> int:
-        """Output rows that the inner loop computes at once."""
-        return 2 if self.stride == 1 else 1
+    def group(self) -> int:
+        """Input channels at a time."""
+        return min(self.channels, planes.GROUP)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.channels * self.multiplier
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of input rows that ``rows`` output rows read."""
+        return ((self.rows - 1) * self.stride_h + self.kernel_h + 1) // 2
+
+    @property
+    def kept(self) -> int:
+        """Pairs that the next output rows read too; 0 if rows and pairs do not meet again."""
+        step = self.rows * self.stride_h
+        return 0 if step % 2 else max(self.pairs - step // 2, 0)
 
     @property
     def block(self) -> int:
-        """Output columns of one strip; a wide image takes several, and the last overlaps."""
-        return min(self.out_width, (MAX_COLUMNS - 3) // self.stride + 1)
+        """Output columns of the planes; a wide image takes several blocks, and the last overlaps."""
+        columns = MAX_SCRATCH_BYTES // (4 * self.pairs * self.group)
+        most = max((columns - self.kernel_w) // self.stride_w + 1, 0)
+        return min(self.out_width, most) and -(-self.out_width // -(-self.out_width // most))
 
     @property
     def columns(self) -> int:
-        """Columns of the strip."""
-        return (self.block - 1) * self.stride + 3
+        """Columns of a plane."""
+        return (self.block - 1) * self.stride_w + self.kernel_w
+
+    @cached_property
+    def words(self) -> list[tuple[int, int]]:
+        """The kernel rows that each word of weights holds, low half first; -1 stands for no row."""
+        starts = {2 * q - o * self.stride_h for q in range(self.pairs) for o in range(self.rows)}
+        last = self.kernel_h - 1
+        words = [(d, d + 1) for d in range(last) if d in starts]
+        if not any(word[0] == 0 for word in words) and (-1 in starts or last == 0):
+            words.insert(0, (0, -1))
+        if last in starts and not any(last in word for word in words):
+            words.append((last, -1))
+        return words
 
     @property
-    def tile(self) -> int:
-        """Output columns of one round of the inner loop: as many as there are registers for sums."""
-        most = len(_SUMS) // self.rows
-        return min(range(1, most + 1), key=lambda n: (_cost(self.block, n, self.stride, self.rows), n))
+    def in_place(self) -> bool:
+        """Whether y may be x: no row or column is loaded again after an output was written over it.
+
+        That needs one block of columns, and output rows that no second round computes again.  A round from
+        output row i on loads input rows from ``i - pad_top + 2 * kept`` on, and rows before i are written
+        already.  Of the last group of channels, those known already are loaded as well, but not used.
+        """
+        same = (self.height, self.width, self.channels) == (self.out_height, self.out_width, self.outputs)
+        one_pass = self.block == self.out_width and self.out_height % self.rows == 0
+        loads_behind = self.out_height == self.rows or 2 * self.kept >= self.pad_top
+        return same and (self.stride_h, self.stride_w) == (1, 1) and one_pass and loads_behind
+
+    @property
+    def loaded(self) -> int:
+        """Pairs that one instruction loads."""
+        return min(self.pairs, len(_POOL) - len(self.words) - self.rows)
+
+    @property
+    def unroll(self) -> int:
+        """Output columns of a round of the inner loop; those that are left stand behind it."""
+        legal = [n for n in (2, 3, 4) if n + self.block % n <= 4 and n <= self.block]
+        return max((n for n in legal if n * _column_cost(self) <= MAX_UNROLLED), default=1)
+
+    @property
+    def far(self) -> bool:
+        """Whether the output rows are too far apart for the offset of a store."""
+        return (self.rows - 1) * self.out_width * self.outputs + 3 * self.outputs > _IMMEDIATE
+
+    @property
+    def resident(self) -> int:
+        """Registers that no product needs: the first keeps y, the second where the columns end."""
+        free = len(_POOL) - len(self.words) - self.loaded - self.rows
+        return 0 if self.far else max(0, min(2, free, len(_POOL) - self.rows - _FACTORS))
+
+    @property
+    def record(self) -> int:
+        """Words of the stream for one output channel: plane, bias, weights, factors."""
+        return 2 + self.kernel_w * len(self.words) + 3
 
     @property
     def name(self) -> str:
         """The stem of the function names in C."""
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
-        numbers = (self.stride, self.pad_top, self.pad_left, self.x_zp, *self.clamp)
-        tags = "_".join(str(v).replace("-", "m") for v in numbers)
-        return f"te_depthwise_{sizes}_{tags}{'' if self.rounding == 'double' else '_single'}"
+        window = f"{self.kernel_h}x{self.kernel_w}"
+        numbers = (self.outputs, self.stride_h, self.stride_w, self.pad_top, self.pad_left, self.x_zp)
+        tags = "_".join(str(v).replace("-", "m") for v in (*numbers, *self.clamp))
+        single = "" if self.rounding == "double" else "_single"
+        return f"te_depthwise_{window}_{sizes}x{tags}_by_{self.rows}{single}"
 
     @property
     def code_bytes(self) -> int:
         """An upper estimate of the size of the functions."""
-        rest = self.block % self.tile
-        return 4 * (90 + 40) + 4 * sum(
-            _instructions(n, self.stride, self.rows) + 6 * n * self.rows for n in (self.tile, rest) if n
-        )
+        columns = self.unroll + self.block % self.unroll
+        clamps = 3 * sum(bound != end for bound, end in zip(self.clamp, (-128, 127)))
+        column = _column_cost(self) + (2 + clamps) * self.rows
+        return 4 * (columns * column + 4 * self.kept + 320)
 
 
-def _instructions(n: int, stride: int, rows: int) -> int:
-    """Return the length of a round of ``n`` output columns, without unusual clamps."""
-    return (n - 1) * stride + 3 + n * rows * (6 + 5) + 8
+def _column_cost(s: Shape) -> int:
+    """Return the instructions of the inner loop for one output column, without unusual clamps."""
+    taps = sum(-1 <= 2 * q - o * s.stride_h < s.kernel_h for q in range(s.pairs) for o in range(s.rows))
+    return s.kernel_w * (1 - -s.pairs // s.loaded + taps) + (6 if s.far else 5) * s.rows + 6 - s.resident
 
 
-def _cost(width: int, n: int, stride: int, rows: int) -> int:
-    rounds, rest = divmod(width, n)
-    return rounds * _instructions(n, stride, rows) + (_instructions(rest, stride, rows) if rest else 0)
+def _cost(s: Shape) -> float:
+    """Return about how many instructions a layer takes, for each input channel."""
+    new = s.pairs - s.kept
+    load = s.columns * (14 * new / s.group + (2.5 if s.kept else 0))
+    edges = 40 + s.columns * s.pairs / 3
+    blocks, steps = -(-s.out_width // s.block), float(-(-s.out_height // s.rows))
+    steps *= s.multiplier * s.block * _column_cost(s) + load + 40 * new / s.group
+    return blocks * (steps + edges / s.group)
 
 
 def shape_of(graph: Graph, node: Node, c: Channels) -> Shape | None:
-    """Return the kernel for a node, or None if it has another window, multiplier or an odd channel count."""
+    """Return the kernel for a node, or None if its window is dilated or too high for the registers."""
+    return next(iter(forms(graph, node, c)), None)
+
+
+def is_exact(c: Channels) -> bool:
+    """Whether sums may be doubled where the rounding needs that, and the short requantization fits."""
+    return c.fits and (c.rounding == "single" or c.doubles)
+
+
+def forms(graph: Graph, node: Node, c: Channels) -> list[Shape]:
+    """Return the kernels for a node, one for each number of output rows at once, the fastest first."""
     x, w, y = (graph[name].shape for name in (*node.inputs[:2], node.outputs[0]))
     a = node.attrs
-    window = w[1:3] == (3, 3) and a.dilation == (1, 1) and a.stride in ((1, 1), (2, 2))
-    if not window or x[3] != y[3] or x[3] % GROUP or not all(0 <= pad <= 2 for pad in a.padding):
-        return None
+    if a.dilation != (1, 1) or 4 * y[3] > _IMMEDIATE or y[2] * y[3] > 0xFFFF or x[3] > 0xFFFF:
+        return []
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
-    sizes = (x[1], x[2], x[3], y[1], y[2], a.stride[0], a.padding[0], a.padding[1], x_zp)
-    s = Shape(*sizes, c.rounding, c.clamp)
-    return s if s.out_height >= s.rows and s.tile * s.channels <= _IMMEDIATE else None
+    sizes = (x[1], x[2], x[3], y[1], y[2], y[3] // x[3], w[1], w[2])
+    window = (a.stride[0], a.stride[1], a.padding[0], a.padding[1])
+    s = Shape(*sizes, *window, x_zp, c.rounding, c.clamp)
+    made = [replace(s, rows=rows) for rows in range(1, min(MAX_ROWS, s.out_height) + 1)]
+    return sorted((f for f in made if f.loaded >= 1 and f.block >= 1), key=_cost)
 
 
-def stream(c: Channels) -> np.ndarray:
-    """Return the words of all channels, uint32 (C, 10): Wa, Wb three times, factors, bias."""
+def stream(s: Shape, c: Channels) -> np.ndarray:
+    """Return the words of all output channels, uint32 (O, words of a channel)."""
     factor, form = (1, "acc") if c.rounding == "single" else (2, "twice")
-    w = factor * c.weights.reshape(-1, 3, 3)
-    upper, lower = _words(w[:, 0], w[:, 1]), _words(w[:, 1], w[:, 2])
-    taps = np.stack([upper, lower], axis=2).reshape(len(w), 6)
-    last = np.stack([stored_multiplier(c, form), c.addend, c.shift, factor * c.bias], axis=1)
-    return (np.concatenate([taps, last], axis=1) & 0xFFFFFFFF).astype(np.uint32)
-
-
-def _words(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return (low & 0xFFFF) | ((high & 0xFFFF) << 16)
+    taps = factor * c.weights.reshape(-1, s.kernel_h, s.kernel_w).transpose(0, 2, 1)
+    taps = np.pad(taps, ((0, 0), (0, 0), (0, 1)))  # row -1 of the kernel is 0
+    low, high = (np.array(rows) for rows in zip(*s.words))
+    weights = ((taps[:, :, low] & 0xFFFF) | ((taps[:, :, high] & 0xFFFF) << 16)).reshape(len(taps), -1)
+    channel = np.arange(s.outputs) // s.multiplier
+    # The last planes are those of the last channels, whatever the others of their group are.
+    plane = np.where(channel < s.channels // s.group * s.group, channel % s.group, 0)
+    rest = channel >= s.channels // s.group * s.group
+    plane = np.where(rest, channel - (s.channels - s.group), plane) * s.columns * s.pairs * 4
+    first = np.stack([plane, factor * c.bias], axis=1)
+    last = np.stack([stored_multiplier(c, form), c.addend, c.shift], axis=1)
+    return (np.concatenate([first, weights, last], axis=1) & 0xFFFFFFFF).astype(np.uint32)
 
 
 def source(s: Shape, c: Channels) -> str:
-    """Return the three C functions of a shape; of ``c`` only rounding and clamp are used."""
-    return "\n\n".join([_load(s), _rows(s, c), _image(s)])
-
-
-def _load(s: Shape) -> str:
-    """Widen two rows of four channels into the strip, and keep the two rows that it held."""
-    asm = Assembly()
-    asm(f"movw r4, #{s.channels}", "bytes from column to column; 0 for a row of padding")
-    asm("mov r5, r4")
-    for bit, step in ((1, "r4"), (2, "r5")):
-        asm(f"tst r12, #{bit}")
-        asm("it ne")
-        asm(f"movne {step}, #0")
-    asm("1:")
-    asm("ldr r6, [r0]")
-    asm("add r0, r0, r4")
-    asm("ldr r7, [r1]")
-    asm("add r1, r1, r5")
-    asm("pkhbt r12, r6, r7, lsl #16", "channels 0 and 1 of both rows")
-    asm("pkhtb r6, r7, r6, asr #16", "channels 2 and 3 of both rows")
-    for pair in ("r12", "r6"):
-        asm("ldr r8, [r2, #4]")
-        asm(f"sxtb16 r9, {pair}")
-        asm("ldr r10, [r2, #12]")
-        asm(f"sxtb16 r11, {pair}, ror #8")
-        asm("stm r2!, {r8, r9, r10, r11}")
-    asm("cmp r2, r3")
-    asm("bne 1b")
-    comment = (
-        "/* Widen four channels of two rows of x, `upper` and `lower`, into the columns `strip` to `end`,\n"
-        " * and keep the two rows that they held.  Bit 0 of `padding`: `upper` is one pixel of padding,\n"
-        " * repeated; bit 1: `lower` is. */"
-    )
-    arguments = [
-        ("const int8_t *", "upper"),
-        ("const int8_t *", "lower"),
-        ("uint32_t *", "strip"),
-        ("const uint32_t *", "end"),
-        ("int32_t", "padding"),
-    ]
-    return function(f"{s.name}_load", comment, arguments, asm)
+    """Return the C functions of a shape; of ``c`` only rounding and clamp are used."""
+    return "\n\n".join([planes.source(s), _rows(s, c), planes.image(s)])
 
 
 def _rows(s: Shape, c: Channels) -> str:
-    """Compute the output rows of a strip, four channels one after the other."""
+    """Compute the output rows of the planes, one output channel after the other."""
     asm = Assembly()
-    rounds, rest = divmod(s.block, s.tile)
+    y, end = _residents(s)
+    rounds, rest = divmod(s.block, s.unroll)
     asm(f"sub sp, sp, #{_FRAME}")
-    asm(f"add r3, r0, #{_COLUMN_BYTES}")
-    asm(f"str r3, [sp, #{_LAST}]")
+    asm(f"strd r0, r3, [sp, #{_PLANES}]")
+    asm(f"str r1, [sp, #{_Y_NEXT}]")
+    asm("mov r1, r2")
     asm("1:")
-    asm("ldm r2!, {r6, r7, r8, r9}", "weights of columns 0 and 1")
-    asm("ldm r2!, {r3, r4, r5, r10, r11, r12}")
-    asm("stm sp, {r3, r4, r5, r10, r11, r12}", "weights of column 2, multiplier, addend, shift, bias")
-    asm("add r3, r0, #8")
-    asm("add r4, r1, #1")
-    asm(f"add r5, r0, #{rounds * s.tile * s.stride * _COLUMN_BYTES}")
-    asm(f"strd r5, r3, [sp, #{_END}]", "where the columns end, the next channel's strip")
-    asm(f"strd r4, r2, [sp, #{_Y}]", "and its y and weights")
+    asm("ldr r0, [r1], #4")
+    asm(f"ldr r2, [sp, #{_PLANES}]")
+    asm(f"ldr {y or 'r3'}, [sp, #{_Y_NEXT}]")
+    asm("add r0, r0, r2", "the plane of this channel")
+    asm(f"add {end or 'r2'}, r0, #{rounds * s.unroll * s.stride_w * s.pairs * 4}")
+    if not end:
+        asm(f"str r2, [sp, #{_END}]")
+    if not y:
+        asm(f"str r3, [sp, #{_Y}]")
+    asm(f"add r3, {y or 'r3'}, #1")
+    asm(f"str r3, [sp, #{_Y_NEXT}]")
     asm("2:")
-    _round(asm, s, c, s.tile)
-    asm(f"ldr r4, [sp, #{_END}]")
-    asm("cmp r0, r4")
+    for column in range(s.unroll):
+        _column(asm, s, c, column, s.unroll)
+    if not end:
+        asm(f"ldr r2, [sp, #{_END}]")
+    asm(f"cmp r0, {end or 'r2'}")
     asm("bne 2b")
-    if rest:
-        asm.note("The columns that are left.")
-        _round(asm, s, c, rest)
-    asm(f"ldrd r0, r1, [sp, #{_X}]")
-    asm(f"ldrd r2, r3, [sp, #{_STREAM}]")
-    asm("cmp r0, r3")
+    for column in range(rest):
+        _column(asm, s, c, column, rest)
+    asm(f"ldr r2, [sp, #{_STREAM_END}]")
+    asm(f"add r1, r1, #{4 * (s.record - 1)}")
+    asm("cmp r1, r2")
     asm("bne 1b")
     asm(f"add sp, sp, #{_FRAME}")
     comment = (
-        f"/* 3x3 depthwise convolution, stride {s.stride}: {s.rows} x {s.block} outputs of four channels,\n"
-        f" * {s.tile} columns a round. */"
+        f"/* {s.kernel_h}x{s.kernel_w} depthwise convolution: {s.rows} x {s.block} outputs of the channels\n"
+        " * from `stream` to `end`. */"
     )
-    arguments = [("const uint32_t *", "strip"), ("int8_t *", "y"), ("const uint32_t *", "stream")]
+    arguments = [
+        ("const uint32_t *", "planes"),
+        ("int8_t *", "y"),
+        ("const uint32_t *", "stream"),
+        ("const uint32_t *", "end"),
+    ]
     return function(f"{s.name}_rows", comment, arguments, asm)
 
 
-def _round(asm: Assembly, s: Shape, c: Channels, n: int) -> None:
-    """Append ``n`` output columns, and move r0 and r1 behind them."""
-    sums = _SUMS[-n * s.rows :]
-    asm(f"ldr lr, [sp, #{_BIAS}]", "every sum starts from the bias; lr becomes the last sum itself")
-    asm(f"ldrd r2, r3, [sp, #{_W2}]")
-    step = n * s.stride * _COLUMN_BYTES
-    for column in range((n - 1) * s.stride + 3):
-        at = f"[r0, #{column * _COLUMN_BYTES - step}]" if column else f"[r0], #{step}"
-        asm(f"ldrd r4, r5, {at}")
-        for j in range(n):
-            tap = column - j * s.stride
-            if 0 <= tap <= 2:
-                _tap(asm, _WEIGHTS[tap], sums[j * s.rows : (j + 1) * s.rows], first=tap == 0)
-    asm(f"ldrd r4, r5, [sp, #{_MULTIPLIER}]")
-    asm(f"ldr r2, [sp, #{_SHIFT}]")
-    form = "acc" if s.rounding == "single" else "twice"
-    row_bytes = s.out_width * s.channels
-    for row in range(s.rows):
-        base, offset = "r1", row * row_bytes
-        if offset + (n - 1) * s.channels > _IMMEDIATE:
-            asm(f"movw {sums[0]}, #{row_bytes}")
-            asm(f"add {sums[0]}, {sums[0]}, r1")
-            base, offset = sums[0], 0
-        for j in range(n):
-            acc = sums[j * s.rows + row]
-            requantize.emit(asm, c, acc, t="r3", m="r4", addend="r5", shift="r2", form=form)
-            asm(f"strb r3, [{base}, #{offset + j * s.channels}]")
-    asm(f"add r1, r1, #{n * s.channels}")
+def _residents(s: Shape) -> tuple[str, str]:
+    """Return the registers that keep y and the end of the columns, "" where memory does."""
+    free = _POOL[len(_POOL) - s.rows - s.resident : len(_POOL) - s.rows]
+    return (*free, "", "")[:2]  # type: ignore[return-value]
 
 
-def _tap(asm: Assembly, weights: tuple[str, str], sums: tuple[str, ...], *, first: bool) -> None:
-    """Append one kernel column of one output column: both words times both words of weights."""
-    addends = ["lr" if first else acc for acc in sums]
-    wa, wb = weights
-    asm(f"smlad {sums[0]}, r4, {wa}, {addends[0]}")
-    asm(f"smlabt {sums[0]}, r5, {wb}, {sums[0]}")
-    if len(sums) == 2:
-        asm(f"smlatb {sums[1]}, r4, {wa}, {addends[1]}")
-        asm(f"smlad {sums[1]}, r5, {wb}, {sums[1]}")
-
-
-_IMAGE = Template("""\
-/* 3x3 depthwise convolution, stride $stride: x ($height, $width, $channels),
- * y ($out_height, $out_width, $channels).  `stream` is the layer's. */
-TE_NOINLINE static void $name(const int8_t *x, int8_t *y, const uint32_t *stream) {
-    static const int8_t padding[4] __attribute__((aligned(4))) = {$x_zp, $x_zp, $x_zp, $x_zp};
-    uint32_t strip[$columns * 8]; /* (column, channel, older and newer two rows) */
-    for (int32_t c = 0; c < $channels; c += 4, stream += 40) {
-        for (int32_t block = 0; block < $out_width; block += $block) {
-            const int32_t j = block < $last_block ? block : $last_block;
-            const int32_t left = j * $stride - $pad_left; /* column of x at the strip's start */
-            const int32_t first = left < 0 ? 0 : left;
-            const int32_t end = left + $columns > $width ? $width : left + $columns;
-            for (int32_t i = 0; i < $columns * 8; i++) {
-                strip[i] = $zp_pair;
-            }
-            int32_t next = -1; /* row of x that comes after those in the strip */
-            for (int32_t row = 0; row < $out_height; row += $rows) {
-                const int32_t i = row < $last_row ? row : $last_row; /* the last rows may overlap */
-                const int32_t top = i * $stride - $pad_top;
-                for (int32_t r = next == top + 2 ? next : top; r <= top + 2; r += 2) {
-                    const int upper = r >= 0 && r < $height, lower = r + 1 >= 0 && r + 1 < $height;
-                    const int32_t at = (r * $width + first) * $channels + c;
-                    ${name}_load(upper ? x + at : padding, lower ? x + at + $row_bytes : padding,
-                        strip + (first - left) * 8, strip + (end - left) * 8, !upper + 2 * !lower);
-                }
-                next = top + 4;
-                ${name}_rows(strip, y + (i * $out_width + j) * $channels + c, stream);
-            }
-        }
-    }
-}""")
-
-
-def _image(s: Shape) -> str:
-    zp = s.x_zp & 0xFFFF
-    return _IMAGE.substitute(
-        vars(s)
-        | {
-            "name": s.name,
-            "rows": s.rows,
-            "columns": s.columns,
-            "block": s.block,
-            "last_block": s.out_width - s.block,
-            "last_row": s.out_height - s.rows,
-            "row_bytes": s.width * s.channels,
-            "zp_pair": f"{zp | zp << 16:#010x}u",
-        }
+def _column(asm: Assembly, s: Shape, c: Channels, column: int, unroll: int) -> None:
+    """Append column ``column`` of ``unroll`` of a round: all output rows; r0 moves by the stride."""
+    n = len(s.words)
+    sums, weights, inputs = _POOL[-s.rows :], _POOL[:n], _POOL[n : n + s.loaded]
+    started: set[str] = set()
+    asm("ldr lr, [r1], #4", "every sum starts from the bias; lr becomes the last sum itself")
+    for _ in range(s.kernel_w):
+        _load_multiple(asm, "r1", weights)
+        for first in range(0, s.pairs, s.loaded):
+            pairs = range(first, min(first + s.loaded, s.pairs))
+            _load_multiple(asm, "r0", inputs[: len(pairs)])
+            for q, x in zip(pairs, inputs):
+                for o, acc in enumerate(sums):
+                    product = _product(s, 2 * q - o * s.stride_h, x, weights)
+                    if product:
+                        instruction, operands = product
+                        asm(f"{instruction} {acc}, {operands}, {acc if acc in started else 'lr'}")
+                        started.add(acc)
+    asm(
+        f"sub r0, r0, #{4 * s.pairs * (s.kernel_w - s.stride_w)}"
+        if s.kernel_w >= s.stride_w
+        else f"add r0, r0, #{4 * s.pairs * (s.stride_w - s.kernel_w)}"
     )
+    _finish(asm, s, c, column, unroll)
+    asm(f"sub r1, r1, #{4 * (s.record - 1)}")
+
+
+def _product(s: Shape, d: int, x: str, weights: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the multiplication of a pair that starts at row ``d`` of the kernel, None if it is outside."""
+    last = s.kernel_h - 1
+    if (d, d + 1) in s.words:
+        return "smlad", f"{x}, {weights[s.words.index((d, d + 1))]}"
+    if d not in (-1, last):
+        return None
+    row, half = (0, "t") if d == -1 else (last, "b")
+    word = next(word for word in s.words if row in word)
+    other = "bt"[word.index(row)]
+    return f"smla{half}{other}", f"{x}, {weights[s.words.index(word)]}"
+
+
+def _load_multiple(asm: Assembly, base: str, registers: tuple[str, ...]) -> None:
+    """Append the load of some words that moves ``base`` behind them."""
+    if len(registers) == 1:
+        asm(f"ldr {registers[0]}, [{base}], #4")
+    else:
+        asm(f"ldm {base}!, {{{', '.join(registers)}}}")
+
+
+def _finish(asm: Assembly, s: Shape, c: Channels, column: int, unroll: int) -> None:
+    """Requantize and store the output rows of a column; the last column of a round moves y."""
+    sums = _POOL[-s.rows :]
+    m, addend, shift, t, y, step = _POOL[:6]
+    y = _residents(s)[0] or y
+    row_bytes = s.out_width * s.outputs
+    _load_multiple(asm, "r1", (m, addend, shift))
+    if not s.resident:
+        asm(f"ldr {y}, [sp, #{_Y}]")
+        if column + 1 == unroll:
+            asm(f"add {t}, {y}, #{unroll * s.outputs}")
+            asm(f"str {t}, [sp, #{_Y}]")
+    if s.far:
+        asm(f"movw {step}, #{row_bytes}")
+    form = "acc" if s.rounding == "single" else "twice"
+    for row, acc in enumerate(sums):
+        requantize.emit(asm, c, acc, t=t, m=m, addend=addend, shift=shift, form=form)
+        asm(f"strb {t}, [{y}, #{(0 if s.far else row * row_bytes) + column * s.outputs}]")
+        if s.far and row + 1 < s.rows:
+            asm(f"add {y}, {y}, {step}")
+    if s.resident and column + 1 == unroll:
+        asm(f"add {y}, {y}, #{unroll * s.outputs}")

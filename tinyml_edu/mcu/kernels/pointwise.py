@@ -35,7 +35,9 @@ class Shape:
     """What the code of a kernel depends on: layers of one shape share it.
 
     ``k`` inputs, ``o`` outputs a pixel, ``tile`` pixels at once; ``packed`` weights, ``rounding`` and
-    ``clamp`` as in `requantize.Channels`.
+    ``clamp`` as in `requantize.Channels`; ``unroll`` words of a channel's weights (two inputs each) a round
+    of the inner loop, 0 for all of them and no loop.  Where a pixel has ``inputs`` that are no multiple of 4,
+    ``k`` is the next one, and the last four inputs overlap those before (see `weights.overlapped`).
     """
 
     k: int
@@ -44,14 +46,22 @@ class Shape:
     packed: bool
     rounding: str
     clamp: tuple[int, int]
+    inputs: int = 0
+    unroll: int = 0
+
+    @property
+    def step(self) -> int:
+        """Bytes from pixel to pixel of x."""
+        return self.inputs or self.k
 
     @property
     def name(self) -> str:
         """The function's name in C."""
         tags = ("" if self.packed else "_wide") + ("" if self.rounding == "double" else "_single")
+        tags += f"_unroll_{self.unroll}" if self.unroll else ""
         if self.clamp != (-128, 127):
             tags += "".join(f"_{v}" if v >= 0 else f"_m{-v}" for v in self.clamp)
-        return f"te_pointwise_{self.k}_to_{self.o}_by_{self.tile}{tags}"
+        return f"te_pointwise_{self.step}_to_{self.o}_by_{self.tile}{tags}"
 
     @property
     def scratch_bytes(self) -> int:
@@ -61,8 +71,24 @@ class Shape:
     @property
     def code_bytes(self) -> int:
         """An upper estimate of the function's size: nearly all its instructions take four bytes."""
-        inner = self.k // 2 * (2 * self.tile + self.tile + 2)
-        return 4 * (inner + self.tile * 18 + 40)
+        inner = (self.unroll or self.k // 2) * (2 * self.tile + self.tile + 2)
+        inner += 2 * self.tile + 6 if self.unroll else 0
+        return 4 * (inner + self.tile * 24 + 44)
+
+
+def unrolls(k: int, tile: int, *, packed: bool) -> list[int]:
+    """Return the values that ``Shape.unroll`` may have, 0 first.
+
+    A loop needs a register that walks over the inputs: with packed weights, four pixels leave none.
+    """
+    if packed and tile == TILES[0]:
+        return [0]
+    return [0] + [n for n in (16, 8, 4, 2) if k // 2 % n == 0 and n < k // 2]
+
+
+def tiles(pixels: int, k: int, bytes_an_input: int = 2) -> list[int]:
+    """Return the tiles of ``pixels`` pixels whose inputs fit the stack, the largest first."""
+    return [t for t in TILES if t <= pixels and bytes_an_input * k * t <= MAX_SCRATCH_BYTES]
 
 
 def best_tile(pixels: int, k: int, bytes_an_input: int = 2) -> int | None:
@@ -71,17 +97,24 @@ def best_tile(pixels: int, k: int, bytes_an_input: int = 2) -> int | None:
     The last tile of an image overlaps the one before it, so tiles cost what ``ceil(pixels / tile)`` full
     ones do: 4 * T products, 2 * T SMLAD, and 1.5 + T / 2 instructions around them.
     """
-    legal = [t for t in TILES if t <= pixels and bytes_an_input * k * t <= MAX_SCRATCH_BYTES]
+    legal = tiles(pixels, k, bytes_an_input)
     return min(legal, key=lambda t: -(-pixels // t) * (2 * t + 1.5 + -(-t // 2)), default=None)
 
 
-def shape_of(c: Channels, pixels: int, *, packed: bool, bytes_an_input: int = 2) -> Shape | None:
-    """Return the kernel for a layer, or None if none is legal: inputs a multiple of 4."""
+def shape_of(
+    c: Channels, pixels: int, *, packed: bool, bytes_an_input: int = 2, inputs: int = 0
+) -> Shape | None:
+    """Return the kernel for a layer, or None; ``c`` has a multiple of 4 weights a channel."""
     o, k = c.weights.shape
     tile = best_tile(pixels, k, bytes_an_input)
-    if k % 4 or tile is None or (tile - 1) * max(k, o) + o > LDR_REACH:
+    if tile is None or not is_legal(k, o, tile):
         return None
-    return Shape(k, o, tile, packed, c.rounding, c.clamp)
+    return Shape(k, o, tile, packed, c.rounding, c.clamp, inputs)
+
+
+def is_legal(k: int, o: int, tile: int) -> bool:
+    """Whether words of inputs are whole and every pixel's inputs and outputs are in reach."""
+    return k % 4 == 0 and (tile - 1) * max(k, o) + o <= LDR_REACH
 
 
 def source(s: Shape, c: Channels) -> str:
@@ -99,8 +132,9 @@ def source(s: Shape, c: Channels) -> str:
     _finish(asm, s, c, slots)
     asm(f"add sp, sp, #{s.scratch_bytes + 8}")
     comment = (
-        f"/* {s.k} inputs to {s.o} outputs, for {s.tile} adjacent pixels (or rows): x ({s.tile}, {s.k}),\n"
-        f" * y ({s.tile}, {s.o}), both int8.  `stream` is the layer's, `end` its end.\n"
+        f"/* {s.step} inputs to {s.o} outputs, for {s.tile} adjacent pixels (or rows):\n"
+        f" * x ({s.tile}, {s.step}), y ({s.tile}, {s.o}), both int8.\n"
+        " * `stream` is the layer's, `end` its end.\n"
         f" * Stack: {s.scratch_bytes + 8 + SAVED_BYTES} bytes. */"
     )
     arguments = [
@@ -114,19 +148,27 @@ def source(s: Shape, c: Channels) -> str:
 
 def _widen(asm: Assembly, s: Shape) -> None:
     """Widen x to int16: words of pixels 0..T-1 for inputs (4j, 4j+2), then for (4j+1, 4j+3)."""
-    loaded, wide = [f"r{4 + p}" for p in range(s.tile)], [f"r{8 + p}" for p in range(s.tile)]
-    asm.note(f"Widen {s.tile} x {s.k} inputs to int16.")
+    rest = s.step % 4
+    asm.note(f"Widen {s.tile} x {s.step} inputs to int16.")
     asm("mov r1, sp")
-    asm(f"add r3, sp, #{s.scratch_bytes}")
+    asm(f"add r3, sp, #{2 * s.tile * (s.step - rest)}")
     asm("1:")
+    _widen_word(asm, s)
+    asm("cmp r1, r3")
+    asm("bne 1b")
+    if rest:
+        asm(f"sub r0, r0, #{4 - rest}", "the last four inputs")
+        _widen_word(asm, s)
+
+
+def _widen_word(asm: Assembly, s: Shape) -> None:
+    loaded, wide = [f"r{4 + p}" for p in range(s.tile)], [f"r{8 + p}" for p in range(s.tile)]
     for p in reversed(range(s.tile)):
-        asm(f"ldr {loaded[p]}, [r0, #{p * s.k}]" if p else f"ldr {loaded[p]}, [r0], #4")
+        asm(f"ldr {loaded[p]}, [r0, #{p * s.step}]" if p else f"ldr {loaded[p]}, [r0], #4")
     for rotation in ("", ", ror #8"):
         for p in range(s.tile):
             asm(f"sxtb16 {wide[p]}, {loaded[p]}{rotation}")
         asm(f"stm r1!, {{{', '.join(wide)}}}" if s.tile > 1 else f"str {wide[0]}, [r1], #4")
-    asm("cmp r1, r3")
-    asm("bne 1b")
 
 
 _STEP = "TE_STEP"
@@ -171,8 +213,33 @@ def _loads(s: Shape, word: int) -> list[str]:
     return result
 
 
+def _rolled_products(asm: Assembly, s: Shape) -> None:
+    """Sum the products of two channels in a loop of ``s.unroll`` words a round."""
+    at = "lr" if s.packed else "r3"
+    asm(f"ldrd {_EVEN[0]}, {_ODD[0]}, [r0], #8", "biases")
+    for p in range(1, s.tile):
+        asm(f"mov {_EVEN[p]}, {_EVEN[0]}")
+        asm(f"mov {_ODD[p]}, {_ODD[0]}")
+    asm(f"mov {at}, sp")
+    asm("3:")
+    loads = [
+        f"ldr r4, [{at}], #4" if p + 1 == s.tile else f"ldrd r4, r5, [{at}], #8" for p in range(0, s.tile, 2)
+    ]
+    for word in range(s.unroll):
+        if not s.packed or word % 2 == 0:
+            asm("ldrd r1, r2, [r0], #8")
+        w = [f'"{("r1", "r2")[word % 2]}"'] if s.packed else []
+        asm.macro(f"{_STEP}({', '.join(w + [_quote(x) for x in loads])})")
+    asm(f"add r4, sp, #{s.scratch_bytes}")
+    asm(f"cmp {at}, r4")
+    asm("bne 3b")
+
+
 def _products(asm: Assembly, s: Shape) -> None:
     """Sum the products of two channels, fully unrolled over the inputs."""
+    if s.unroll:
+        _rolled_products(asm, s)
+        return
     last = s.tile - 1
     first = (_EVEN[last], _ODD[last])
     asm(f"ldrd {first[0]}, {first[1]}, [r0], #8", "biases, until the last pixel's sums need the registers")

@@ -73,6 +73,17 @@ class Channels:
         return replace(self, **per_channel)
 
     @property
+    def of_twice(self) -> Channels:
+        """The numbers for registers that hold ``2 * acc`` although the rounding is single.
+
+        ``2 * acc * M / 2**32`` is twice the product: shifting by one bit more, with twice the addend, rounds
+        at the same place.  With double rounding nothing changes: it starts from ``2 * acc`` anyway.
+        """
+        if self.rounding == "double":
+            return self
+        return replace(self, addend=2 * self.addend, shift=self.shift + 1)
+
+    @property
     def fits(self) -> bool:
         """Whether the short requantization is exact in every channel, for every input."""
         reach = np.maximum(np.abs(self.low), np.abs(self.high))

@@ -16,6 +16,8 @@ widens four bytes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .requantize import VARIES, Channels, stored_multiplier
@@ -80,6 +82,20 @@ def pair_stream(c: Channels, *, packed: bool, places: np.ndarray | None = None) 
         last += [] if places is None else [places[part]]
     columns = [np.stack(first, axis=1), body, np.stack(last, axis=1)]
     return (np.concatenate(columns, axis=1) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def overlapped(c: Channels) -> Channels:
+    """Return ``c`` with a multiple of 4 weights a channel, for at least 4 inputs.
+
+    The last four are those of the last four inputs: what is known already has weight 0 there, so that no
+    input behind a pixel is read.
+    """
+    inputs = c.weights.shape[1]
+    rest = inputs % 4
+    if not rest:
+        return c
+    weights = np.insert(c.weights, [inputs - rest] * (4 - rest), 0, axis=1)
+    return replace(c, weights=weights)
 
 
 def lanes(values: np.ndarray) -> np.ndarray:

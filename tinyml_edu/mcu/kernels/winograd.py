@@ -5,9 +5,9 @@ Two adjacent outputs of a kernel row g need four products instead of six [1]_.  
     m1 = (d1 + d2) (g0 + g1 + g2)     m0 = (d0 - d2) 2 g0      2 y0 = m0 + m1 + m2
     m2 = (d2 - d1) (g0 - g1 + g2)     m3 = (d1 - d3) 2 g2      2 y1 = m1 - m2 - m3
 
-Everything is an integer, and twice the sum is what the rounding starts from (see `requantize`).  Sums over
-kernel rows and channels come before the additions on the right.  Inputs are within 256, weights within 381:
-both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
+Everything is an integer, and twice the sum is what the rounding starts from, or may (see `requantize`).
+Sums over kernel rows and channels come before the additions on the right.  Inputs are within 256, weights
+within 381: both fit int16; sums are taken modulo 2**32, so only the end result has to fit.
 
 `transform` writes the four combinations of a tile's inputs to the stack, one kernel row a call; `outputs`
 multiplies.  A tile is T pairs of outputs, a round G = 8 / T channels: eight sums.  The stream takes 8/3 of
@@ -43,7 +43,11 @@ _SAVED, _COLUMNS_END, _Y, _STREAM_END, _INPUTS, _FRAME = 0, 32, 36, 40, 44, 48
 
 @dataclass(frozen=True)
 class Shape:
-    """What the code of a kernel depends on: sizes of x and y, padding before them, the tile, the clamp."""
+    """What the code of a kernel depends on: sizes of x and y, padding before them, the tile, the clamp.
+
+    ``unroll`` words of weights a round of the inner loop; with ``keeps`` the transformed inputs of two kernel
+    rows are kept for the next output row, and moved, instead of made anew.
+    """
 
     height: int
     width: int
@@ -56,6 +60,9 @@ class Shape:
     x_zp: int
     pairs: int
     clamp: tuple[int, int]
+    rounding: str
+    unroll: int
+    keeps: bool = False
 
     @property
     def group(self) -> int:
@@ -68,16 +75,13 @@ class Shape:
         return 3 * self.channels // 2
 
     @property
-    def unroll(self) -> int:
-        """Words of a round of the inner loop."""
-        return max(n for n in (2, 4, 6, 8, 12) if self.words % n == 0)
-
-    @property
     def name(self) -> str:
         """The stem of the function names in C."""
         sizes = f"{self.height}x{self.width}x{self.channels}_to_{self.out_height}x{self.out_width}"
         numbers = (self.outputs, self.pad_top, self.pad_left, self.x_zp, *self.clamp)
-        return f"te_winograd_{sizes}x" + "_".join(str(v).replace("-", "m") for v in numbers)
+        tags = f"_by_{self.pairs}_unroll_{self.unroll}{'_keeps' if self.keeps else ''}"
+        tags += "" if self.rounding == "double" else "_single"
+        return f"te_winograd_{sizes}x" + "_".join(str(v).replace("-", "m") for v in numbers) + tags
 
     @property
     def code_bytes(self) -> int:
@@ -85,7 +89,7 @@ class Shape:
         inner = 4 * self.unroll * 13
         requantized = 2 * (8 * 12 + 4 * self.group)
         return (
-            4 * (inner + requantized + 4 * 8 + 60 + 24 * self.pairs + 30 + 100)
+            4 * (inner + requantized + 4 * 8 + 60 + 24 * self.pairs + 30 + 100 + 40 * self.keeps)
             + 2 * self.pairs * self.channels
         )
 
@@ -97,15 +101,29 @@ def shape_of(graph: Graph, node: Node, c: Channels) -> Shape | None:
     window = w[1:3] == (3, 3) and a.dilation == (1, 1) and a.stride == (1, 1)
     if not window or x[3] % 4 or not all(0 <= pad <= 1 for pad in a.padding):
         return None
-    if c.rounding != "double" or not c.doubles:
+    if not c.doubles or not c.of_twice.fits:
         return None
-    fits = [t for t in (4, 2, 1) if 24 * x[3] * t <= MAX_SCRATCH_BYTES and 2 * t <= y[2]]
-    pairs = next((t for t in fits if y[3] % (len(_SUMS) // t) == 0), None)
-    if pairs is None:
+    legal = tiles(x[3], y[2], y[3])
+    if not legal:
         return None
     x_zp = graph[node.inputs[0]].quant.item()[1]  # type: ignore[union-attr]  # int_params has checked it
     sizes = (x[1], x[2], x[3], y[1], y[2], y[3], a.padding[0], a.padding[1])
-    return Shape(*sizes, x_zp, pairs, c.clamp)
+    return Shape(*sizes, x_zp, legal[0], c.clamp, c.rounding, unrolls(x[3])[0])
+
+
+def tiles(channels: int, out_width: int, outputs: int) -> list[int]:
+    """Return the values that ``Shape.pairs`` may have, the largest first."""
+    return [
+        t
+        for t in (4, 2, 1)
+        if 24 * channels * t <= MAX_SCRATCH_BYTES and 2 * t <= out_width and outputs % (len(_SUMS) // t) == 0
+    ]
+
+
+def unrolls(channels: int) -> list[int]:
+    """Return the values that ``Shape.unroll`` may have, the one that is taken unmeasured first."""
+    legal = [n for n in (2, 4, 6, 8, 12, 24, 48) if 3 * channels // 2 % n == 0]
+    return sorted(legal, key=lambda n: (n > 12, -n))
 
 
 def stream(s: Shape, c: Channels) -> np.ndarray:
@@ -122,14 +140,20 @@ def stream(s: Shape, c: Channels) -> np.ndarray:
     # (O, words) -> (round, word, channel of the round)
     m1, m2, m0, m3 = (u.reshape(rounds, s.group, -1).transpose(0, 2, 1).reshape(rounds, -1) for u in sums)
     bias = np.repeat(2 * c.bias, s.pairs).reshape(rounds, -1)
-    factors = np.stack([requantize.stored_multiplier(c, "twice"), c.addend, c.shift], axis=1)
+    twice = c.of_twice
+    factors = np.stack([requantize.stored_multiplier(c, _form(c)), twice.addend, twice.shift], axis=1)
     parts = [bias, m1, m2, m0, factors.reshape(rounds, -1), m3]
     return (np.concatenate(parts, axis=1) & 0xFFFFFFFF).astype(np.uint32)
 
 
+def _form(c: Channels) -> str:
+    """Return what `requantize.emit` is told of the sums, which are ``2 * acc``; see `Channels.of_twice`."""
+    return "acc" if c.rounding == "single" else "twice"
+
+
 def source(s: Shape, c: Channels) -> str:
-    """Return the three C functions of a shape; of ``c`` only rounding and clamp are used."""
-    return "\n\n".join([_transform(s), _outputs(s, c), _image(s)])
+    """Return the C functions of a shape; of ``c`` only rounding and clamp are used."""
+    return "\n\n".join([_transform(s), *([_move(s)] if s.keeps else []), _outputs(s, c), _image(s)])
 
 
 def _transform(s: Shape) -> str:
@@ -172,6 +196,27 @@ def _transform(s: Shape) -> str:
         ("uint32_t *", "inputs"),
     ]
     return function(f"{s.name}_transform", comment, arguments, asm)
+
+
+def _move(s: Shape) -> str:
+    """Move kernel rows 1 and 2 of each sum's inputs to rows 0 and 1."""
+    asm = Assembly()
+    row_bytes = 2 * s.channels * s.pairs
+    asm(f"add r1, r0, #{row_bytes}")
+    asm(f"add r12, r0, #{4 * 3 * row_bytes}")
+    asm("1:")
+    registers = [f"r{i}" for i in range(4, 12)]
+    for part in np.array_split(np.arange(row_bytes // 2), -(-row_bytes // 2 // len(registers))):
+        asm(f"ldm r1!, {{{', '.join(registers[: len(part)])}}}")
+        asm(f"stm r0!, {{{', '.join(registers[: len(part)])}}}")
+    asm(f"add r0, r0, #{row_bytes}")
+    asm(f"add r1, r1, #{row_bytes}")
+    asm("cmp r0, r12")
+    asm("bne 1b")
+    comment = (
+        "/* The next output row: transformed rows 1 and 2 become rows 0 and 1, in each of the four sums. */"
+    )
+    return function(f"{s.name}_move", comment, [("uint32_t *", "inputs")], asm)
 
 
 def _column(asm: Assembly, address: str, wide: tuple[str, str]) -> None:
@@ -270,11 +315,11 @@ def _finish(asm: Assembly, s: Shape, c: Channels, odd: int) -> None:
         asm("ldm r0!, {r2, r3, r4}", "multiplier, addend, shift")
         for pair in range(s.pairs):
             acc = _SUMS[channel * s.pairs + pair]
-            requantize.emit(asm, c, acc, t="r5", m="r2", addend="r3", shift="r4", form="twice")
+            requantize.emit(asm, c, acc, t="r5", m="r2", addend="r3", shift="r4", form=_form(c))
             asm(f"strb r5, [r1, #{(2 * pair + odd) * s.outputs + channel}]")
 
 
-_IMAGE = Template("""\
+_IMAGE = """\
 /* 3x3 convolution by F(2, 3) along rows: x ($height, $width, $channels),
  * y ($out_height, $out_width, $outputs).  `stream` is the layer's, `end` its end. */
 TE_NOINLINE static void $name(const int8_t *x, int8_t *y, const uint32_t *stream, const uint32_t *end) {
@@ -282,11 +327,8 @@ TE_NOINLINE static void $name(const int8_t *x, int8_t *y, const uint32_t *stream
 $zero_points
     };
     uint32_t inputs[$scratch]; /* (sum, kernel row and channel pair, output pair) */
-    for (int32_t i = 0; i < $out_height; i++) {
-        for (int32_t block = 0; block < $out_width; block += $columns) {
-            const int32_t j = block < $last_block ? block : $last_block; /* the last may overlap */
-            const int32_t left = j - $pad_left; /* first column of the window */
-            for (int32_t k = 0; k < 3; k++) {
+$loops
+            for (int32_t k = $first_row; k < 3; k++) {
                 const int32_t r = i - $pad_top + k;
                 const int inside = r >= 0 && r < $height;
                 const int8_t *row = inside ? x + (r * $width + left + 1) * $channels : padding;
@@ -297,16 +339,31 @@ $zero_points
             ${name}_outputs(inputs, y + (i * $out_width + j) * $outputs, stream, end);
         }
     }
-}""")
+}"""
+
+_ROW_BY_ROW = """\
+    for (int32_t i = 0; i < $out_height; i++) {
+        for (int32_t block = 0; block < $out_width; block += $columns) {
+            const int32_t j = block < $last_block ? block : $last_block; /* the last may overlap */
+            const int32_t left = j - $pad_left; /* first column of the window */"""
+_COLUMN_BY_COLUMN = """\
+    for (int32_t block = 0; block < $out_width; block += $columns) {
+        const int32_t j = block < $last_block ? block : $last_block; /* the last may overlap */
+        const int32_t left = j - $pad_left; /* first column of the window */
+        for (int32_t i = 0; i < $out_height; i++) {
+            if (i > 0) {
+                ${name}_move(inputs);
+            }"""
 
 
 def _image(s: Shape) -> str:
     line = 2 * s.pairs * s.channels
     values = [f"{s.x_zp}," for _ in range(line)]
     rows = ["        " + " ".join(values[i : i + 16]) for i in range(0, line, 16)]
-    return _IMAGE.substitute(
+    return Template(_IMAGE.replace("$loops", _COLUMN_BY_COLUMN if s.keeps else _ROW_BY_ROW)).substitute(
         vars(s)
         | {
+            "first_row": "i > 0 ? 2 : 0" if s.keeps else "0",
             "name": s.name,
             "line": line,
             "zero_points": "\n".join(rows),

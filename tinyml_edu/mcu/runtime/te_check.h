@@ -56,6 +56,16 @@ static inline te_status te_check_shape(te_shape s) {
     return s.row >= s.width * s.channels ? TE_OK : TE_BAD_SHAPE;
 }
 
+/* The steps of an operand that has an element for each of `out`, or repeats some. */
+static inline te_status te_check_steps(te_steps s, te_shape out) {
+    if (!te_in_range(s.row, 0, TE_MAX_ELEMENTS) || !te_in_range(s.column, 0, TE_MAX_ELEMENTS) ||
+        !te_in_range(s.channel, 0, TE_MAX_ELEMENTS)) {
+        return TE_BAD_SHAPE;
+    }
+    const int64_t plane = te_multiply(out.height - 1, s.row) + te_multiply(out.width - 1, s.column);
+    return plane + te_multiply(out.channels - 1, s.channel) < TE_MAX_ELEMENTS ? TE_OK : TE_BAD_SHAPE;
+}
+
 /* One axis of a sliding window: out positions `stride` apart, `kernel` taps `dilation` apart. */
 static inline te_status te_check_axis(int32_t out, int32_t stride, int32_t kernel, int32_t dilation,
                                       int32_t pad) {

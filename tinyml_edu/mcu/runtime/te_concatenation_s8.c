@@ -4,7 +4,7 @@
  *
  * Shapes   x[k] (rows, sizes[k]), y (rows, sum of sizes): what lies before the axis is rows, the axis and what
  *          lies after it is one size (along the channels of an image: rows = height * width).  y must not
- *          overlap any x.
+ *          overlap any x, except one that already lies at its own place in y (rows = 1).
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, or TE_OK.
  * Mirror   tinyml_edu/ir/integer_kernels.py:concatenation, checked bit for bit.
  *

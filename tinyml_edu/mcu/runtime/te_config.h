@@ -12,6 +12,12 @@
 #define TE_REQUANT_FAST 0
 #endif
 
+/* 1: convolutions take the form for computers with vector units, te_wide_*.h, which gives
+ * the same codes.  Never for a board: it takes hundreds of kilobytes of stack. */
+#ifndef TE_WIDE
+#define TE_WIDE 0
+#endif
+
 /* 1: the core has the DSP extension of Armv7E-M (Cortex-M4, Cortex-M7), which the specialised kernels of a
  * generated model.c are written for.  Every other core, and the host, calls the plain kernels. */
 #ifndef TE_DSP

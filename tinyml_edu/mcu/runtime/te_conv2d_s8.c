@@ -19,6 +19,9 @@
 #include "te_dot.h"
 #include "te_finish.h"
 #include "te_window.h"
+#if TE_WIDE
+#include "te_wide_conv2d.h"
+#endif
 
 /* What one output pixel reads: `rows` lines of `runs` runs, each `length` adjacent elements of x and of w. */
 typedef struct {
@@ -94,6 +97,11 @@ te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w
     if (!te_is_volume(weights, 4)) {
         return TE_BAD_SHAPE;
     }
+#if TE_WIDE
+    if (te_wide_conv2d(p, x, w, bias, y)) {
+        return TE_OK;
+    }
+#endif
     for (int32_t i = 0; i < p->out.height; i++) {
         const te_taps ty =
             te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);

@@ -18,6 +18,9 @@
 #include "te_check.h"
 #include "te_finish.h"
 #include "te_window.h"
+#if TE_WIDE
+#include "te_wide_depthwise.h"
+#endif
 
 /* What one output pixel reads: rows x cols taps, each a vector of channels in x and in w. */
 typedef struct {
@@ -100,6 +103,12 @@ te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const
     if (!te_is_volume(weights, 3) || p->out.channels % p->in.channels != 0) {
         return TE_BAD_SHAPE;
     }
+#if TE_WIDE
+    if (p->out.channels == p->in.channels) {
+        te_wide_depthwise(p, x, w, bias, y);
+        return TE_OK;
+    }
+#endif
     for (int32_t i = 0; i < p->out.height; i++) {
         const te_taps ty =
             te_taps_inside(i, p->stride_h, p->pad_top, p->dilation_h, p->kernel_h, p->in.height);

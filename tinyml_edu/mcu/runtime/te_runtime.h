@@ -26,6 +26,7 @@ typedef enum {
     TE_NULL_POINTER = 1,  /* a buffer that the kernel needs is missing */
     TE_BAD_SHAPE = 2,     /* sizes that are not positive, too large, or contradict each other */
     TE_BAD_PARAMETER = 3, /* a zero point, clamp range, stride or pad outside its range */
+    TE_BAD_MEMORY = 4,    /* the arena does not hold what is written to it */
 } te_status;
 
 /* One image, or a window of one: element (i, j, c) is at i * row + j * channels + c. */
@@ -65,20 +66,24 @@ typedef struct {
     int32_t y_min, y_max;
 } te_pool_params;
 
+/* Where an operand of ADD, SUB or MUL has element (i, j, c): at i * row + j * column + c * channel.  A step of 0
+ * repeats the operand along that axis. */
+typedef struct {
+    int32_t row, column, channel;
+} te_steps;
+
 typedef struct {
     te_shape out;
-    int32_t row_1, row_2; /* elements from one row to the next in x1 and x2 */
+    te_steps x1, x2;
     int32_t x1_zp, x2_zp, y_zp;
     int32_t multiplier_1, multiplier_2, multiplier_y;
     int32_t exponent_1, exponent_2, exponent_y;
     int32_t y_min, y_max;
 } te_add_params;
 
-/* Element (i, j, c) of x2 is at i * row_2 + j * column_2 + c * channel_2; a step of 0 repeats x2. */
 typedef struct {
     te_shape out;
-    int32_t row_1; /* elements from one row to the next in x1 */
-    int32_t row_2, column_2, channel_2;
+    te_steps x1, x2;
     int32_t x1_zp, x2_zp, y_zp;
     int32_t multiplier, exponent;
     int32_t y_min, y_max;
@@ -100,15 +105,17 @@ typedef struct {
 
 typedef struct {
     int32_t in[4];     /* sizes of x */
-    int32_t before[4]; /* zero points to add before each axis, and after it; negative crops */
+    int32_t before[4]; /* codes to add before each axis, and after it; negative crops */
     int32_t after[4];
-    int32_t zp;
+    int32_t code;
 } te_pad_params;
 
 te_status te_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w, const int32_t *bias,
                        int8_t *y);
 te_status te_depthwise_conv2d_s8(const te_conv_params *p, const int8_t *x, const int8_t *w,
                                  const int32_t *bias, int8_t *y);
+te_status te_depthwise_conv2d_inplace_s8(const te_conv_params *p, int8_t *x, const int8_t *w,
+                                         const int32_t *bias, int8_t *ring);
 te_status te_fully_connected_s8(const te_fully_connected_params *p, const int8_t *x, const int8_t *w,
                                 const int32_t *bias, int8_t *y);
 te_status te_average_pool2d_s8(const te_pool_params *p, const int8_t *x, int8_t *y);

@@ -3,7 +3,7 @@
  *   s1 = requant((x1 - x1_zp) * 2^20, multiplier_1, exponent_1), s2 likewise: both on the scale 2 max / 2^20
  *   y  = clamp(requant(s1 - s2, multiplier_y, exponent_y) + y_zp, y_min, y_max)
  *
- * Shapes   x1, x2 and y (out); x1 and x2 may have their own row length, y may be x1 or x2 itself.
+ * Shapes   x1, x2 and y (out), x1 and x2 with steps of their own; y may be an input that has no step of 0.
  * Bounds   |x - zp| <= 255 and factors <= 1/2 give |s1|, |s2| < 2^27: the difference stays inside int32.
  * Rounding te_requant: double, or single with TE_REQUANT_FAST.
  * Returns  TE_NULL_POINTER, TE_BAD_SHAPE, TE_BAD_PARAMETER, or TE_OK.
@@ -18,13 +18,19 @@ te_status te_sub_s8(const te_add_params *p, const int8_t *x1, const int8_t *x2, 
         return TE_NULL_POINTER;
     }
     TE_TRY(te_check_sum(p));
-    const int32_t line = p->out.width * p->out.channels;
     for (int32_t i = 0; i < p->out.height; i++) {
-        for (int32_t j = 0; j < line; j++) {
-            const int32_t s1 = te_sum_rescale(x1[i * p->row_1 + j], p->x1_zp, p->multiplier_1, p->exponent_1);
-            const int32_t s2 = te_sum_rescale(x2[i * p->row_2 + j], p->x2_zp, p->multiplier_2, p->exponent_2);
-            const int32_t difference = te_requant(s1 - s2, p->multiplier_y, p->exponent_y);
-            y[i * p->out.row + j] = te_narrow(difference, p->y_zp, p->y_min, p->y_max);
+        for (int32_t j = 0; j < p->out.width; j++) {
+            const int8_t *a = x1 + i * p->x1.row + j * p->x1.column;
+            const int8_t *b = x2 + i * p->x2.row + j * p->x2.column;
+            int8_t *to = y + i * p->out.row + j * p->out.channels;
+            for (int32_t c = 0; c < p->out.channels; c++) {
+                const int32_t s1 = te_sum_rescale(*a, p->x1_zp, p->multiplier_1, p->exponent_1);
+                const int32_t s2 = te_sum_rescale(*b, p->x2_zp, p->multiplier_2, p->exponent_2);
+                const int32_t difference = te_requant(s1 - s2, p->multiplier_y, p->exponent_y);
+                to[c] = te_narrow(difference, p->y_zp, p->y_min, p->y_max);
+                a += p->x1.channel;
+                b += p->x2.channel;
+            }
         }
     }
     return TE_OK;

@@ -15,11 +15,8 @@ static inline int32_t te_sum_rescale(int32_t v, int32_t zp, int32_t multiplier, 
 
 static inline te_status te_check_sum(const te_add_params *p) {
     TE_TRY(te_check_shape(p->out));
-    te_shape x1 = p->out, x2 = p->out;
-    x1.row = p->row_1;
-    x2.row = p->row_2;
-    TE_TRY(te_check_shape(x1));
-    TE_TRY(te_check_shape(x2));
+    TE_TRY(te_check_steps(p->x1, p->out));
+    TE_TRY(te_check_steps(p->x2, p->out));
     TE_TRY(te_check_factor(p->multiplier_1, p->exponent_1));
     TE_TRY(te_check_factor(p->multiplier_2, p->exponent_2));
     TE_TRY(te_check_factor(p->multiplier_y, p->exponent_y));

@@ -8,6 +8,10 @@
 #include "model.h"
 
 int main(void) {
+    if (model_init() != TE_OK) {
+        fprintf(stderr, "the arena cannot be written\n");
+        return 1;
+    }
     for (;;) {
         const size_t got = fread(model_input(), 1, MODEL_INPUT_COUNT, stdin);
         if (got == 0) {
